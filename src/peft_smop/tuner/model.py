@@ -1,0 +1,252 @@
+"""SMoP as a PEFT tuner: what `get_peft_model` and `PeftModel.from_pretrained` build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from peft_smop.errors import ConfigError, PromptIgnoredError
+from peft_smop.tuner.backbone import Backbone
+from peft_smop.tuner.config import SMoPConfig
+from peft_smop.tuner.hooks import Call, PromptHooks
+from peft_smop.tuner.initialisation import Start, initial_prompts, initial_router
+from peft_smop.tuner.layer import BASE, Routes, SMoPLayer
+from peft_smop.tuner.routing import build_strategy
+
+CHILD = "smop"
+"""The one module added to a model. PEFT skips modules whose name contains the method's prefix, `smop_`."""
+
+
+class SMoPModel(BaseTuner):
+    """A frozen model with soft prompts before its backbone.
+
+    Build it with `peft.get_peft_model(model, SMoPConfig(...))`. Rows of one batch may use different adapters, in
+    inference and in training: `model(**batch, adapter_names=["a", "b", "__base__", ...])`.
+
+    Args:
+        model: a transformers model, or a PEFT model around one, which is then frozen as well.
+        peft_config: one configuration, or one by adapter name.
+        adapter_name: the adapter to create.
+        low_cpu_mem_usage: create its tensors without values, to be loaded.
+    """
+
+    prefix = "smop_"
+    tuner_layer_cls = SMoPLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's attribute, PEFT's type)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig | dict[str, PeftConfig],
+        adapter_name: str,
+        low_cpu_mem_usage: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(model, PeftModel):
+            model = model.get_base_model()
+        # the configuration that an inner adapter (LoRA) left on the model is not ours to extend
+        model.__dict__.pop("peft_config", None)
+        super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, **kwargs)
+
+    @property
+    def smop_layer(self) -> SMoPLayer:
+        """The module that holds every adapter's prompts and router."""
+        return getattr(self.model, CHILD)
+
+    @property
+    def last_routes(self) -> Routes | None:
+        """The last routing decision, row by row; None before the first."""
+        return self.smop_layer.last_routes()
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        return peft_config
+
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError("SMoP replaces no module")
+
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
+        if not isinstance(config, SMoPConfig):
+            raise ConfigError(f"a SMoP model takes a SMoPConfig, not a {type(config).__name__}")
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Nothing to cast: prompts and routers are fp32 from the start."""
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Create an adapter's tensors; with the first one also the module and the hooks."""
+        config = self.peft_config[adapter_name]
+        self._check_new_adapter_config(config)
+        assert isinstance(config, SMoPConfig)
+        backbone = Backbone.of(model)
+        if not isinstance(getattr(model, CHILD, None), SMoPLayer):
+            # before PEFT looks: it restores the trainability it finds once a tuner layer exists
+            model.requires_grad_(False)
+            layer = SMoPLayer()
+            layer.train(model.training)
+            self._hooks = PromptHooks(layer, model, backbone)
+            self._hooks.register(model, backbone)
+            setattr(model, CHILD, layer)
+        self._add_adapter(model, backbone, adapter_name, config, low_cpu_mem_usage)
+        super().inject_adapter(
+            model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=low_cpu_mem_usage, **kwargs
+        )
+
+    def _add_adapter(
+        self,
+        model: nn.Module,
+        backbone: Backbone,
+        name: str,
+        config: SMoPConfig,
+        low_cpu_mem_usage: bool,
+    ) -> None:
+        text_config = model.config.get_text_config()
+        special = {
+            value
+            for key in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+            for value in _as_list(getattr(text_config, key, None))
+        }
+        start = Start(config, backbone.embedding, special, getattr(model, "name_or_path", None))
+        strategy = build_strategy(config)
+        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+            self.smop_layer.add_adapter(
+                name,
+                prompts=initial_prompts(start),
+                router=initial_router(start) if strategy.has_router else None,
+                strategy=strategy,
+                seed=config.seed,
+            )
+        if config.router_scope == "context":
+            self._hooks.context_adapters.add(name)
+        else:
+            self._hooks.context_adapters.discard(name)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """Nothing to mark: the backbone was frozen at the first injection and adapters manage themselves."""
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        # only ours: an inner adapter (LoRA) belongs to the backbone
+        for module in self.model.modules():
+            if isinstance(module, SMoPLayer | AuxiliaryTrainingWrapper):
+                module.enable_adapters(enabled)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; if it was active PEFT activates another one and says so."""
+        super().delete_adapter(adapter_name)
+        self._hooks.context_adapters.discard(adapter_name)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """One forward or generate through PEFT: per-row adapters, one routing decision, and proof of the prompt.
+
+        Raises:
+            ConfigError: an adapter name is unknown, or the kind of generation has no room for a prompt.
+            PromptIgnoredError: the pass ended and the backbone never saw the prompt.
+        """
+        names: Sequence[str] | None = kwargs.get("adapter_names")
+        if names is not None:
+            self._check_adapter_names(names)
+        self._check_generation(kwargs)
+        before, call = self._hooks.call, Call(adapter_names=names)
+        self._hooks.call = call
+        handles = [] if names is None else self._mixed_modules_to_save(names)
+        try:
+            yield
+            if not call.seen:
+                raise PromptIgnoredError(
+                    f"{type(self.model).__name__} finished a pass without calling its backbone, so the soft prompt"
+                    " was ignored; call the model through its forward or generate"
+                )
+        finally:
+            self._hooks.call = before
+            for handle in handles:
+                handle.remove()
+
+    def _check_adapter_names(self, names: Sequence[str]) -> None:
+        known = set(self.peft_config)
+        missing = sorted(set(names) - known - {BASE})
+        if missing:
+            raise ConfigError(
+                f"adapter_names has unknown adapters {', '.join(missing)}; known: {', '.join(sorted(known))}, {BASE}"
+            )
+
+    def _check_generation(self, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("assistant_model") is not None:
+            raise ConfigError(
+                "assisted generation crops its cache by token count and would cut into the soft prompt;"
+                " generate without assistant_model"
+            )
+        for key in ("prompt_lookup_num_tokens", "prefill_chunk_size"):
+            settings = (kwargs, kwargs.get("generation_config"), getattr(self.model, "generation_config", None))
+            for where in settings:
+                value = where.get(key) if isinstance(where, dict) else getattr(where, key, None)
+                if value is not None:
+                    raise ConfigError(
+                        f"{key}={value} splits the input, but the soft prompt belongs before all of it;"
+                        f" leave {key} out"
+                    )
+
+    def _mixed_modules_to_save(self, names: Sequence[str]) -> list[Any]:
+        """Let classifier heads follow the rows' adapters too. PEFT's own way refuses to train."""
+        return [
+            module.register_forward_hook(partial(_head_of_each_row, tuple(names)), with_kwargs=True)
+            for module in self.model.modules()
+            if isinstance(module, AuxiliaryTrainingWrapper)
+        ]
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+        if merge:
+            raise ConfigError(
+                "a soft prompt cannot be merged into the weights: it depends on the input;"
+                " use unload() for the bare model"
+            )
+        self._hooks.unregister(self.model)
+        delattr(self.model, CHILD)
+        self.model.__dict__.pop("peft_config", None)
+        for parent in list(self.model.modules()):
+            for name, child in list(parent.named_children()):
+                # a head that an inner adapter (LoRA) also trains stays as it is
+                if isinstance(child, ModulesToSaveWrapper) and set(child.modules_to_save) <= set(self.peft_config):
+                    setattr(parent, name, child.original_module)
+        return self.model
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, *, state_dict: dict[str, Tensor], **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Only our tensors: a backbone may carry another tuner's."""
+        return {key: value for key, value in state_dict.items() if f"{CHILD}.{cls.prefix}" in key}
+
+
+def _as_list(ids: Any) -> list[int]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _head_of_each_row(
+    names: tuple[str, ...],
+    wrapper: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Tensor,
+) -> Tensor:
+    """Replace a head's output with that of each row's own adapter."""
+    for name in dict.fromkeys(names):
+        rows = torch.tensor([i for i, n in enumerate(names) if n == name], device=output.device)
+        heads = getattr(wrapper, "modules_to_save", {})
+        head = heads[name] if name in heads else wrapper.original_module
+        output = output.index_copy(0, rows, head(args[0][rows], *args[1:], **kwargs))
+    return output

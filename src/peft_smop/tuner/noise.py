@@ -1,0 +1,55 @@
+"""Normal noise as a pure function of (seed, step, row): no generator, no global state.
+
+A router's perturbation must be the same when a run is resumed, when its rows share a batch with other runs, on the
+CPU and on a GPU, and inside a compiled graph. A counter-based generator gives all of that: the draw for a row depends
+on nothing but the adapter's seed, the adapter's step count, and the row's rank among the adapter's own rows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_LOW_32 = 0xFFFFFFFF
+
+
+def _mix(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """Scramble 32-bit words held in int64, after the lowbias32 family of integer hashes.
+
+    Both multipliers are below 2**31, so a product of two words never overflows int64.
+    """
+    x = x & _LOW_32
+    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _LOW_32
+    x = ((x ^ (x >> 15)) * 0x735A2D97) & _LOW_32
+    return x ^ (x >> 15)
+
+
+def row_keys(
+    seeds: Int[Tensor, "b"], steps: Int[Tensor, "b"], ranks: Int[Tensor, "b"]
+) -> Int[Tensor, "b"]:
+    """One 32-bit key per row.
+
+    Args:
+        seeds: the seed of each row's adapter.
+        steps: how many training batches that adapter has routed so far.
+        ranks: the row's place among the rows of its adapter, over all processes.
+    """
+    return _mix(_mix(_mix(seeds) + steps) + ranks)
+
+
+def normal(keys: Int[Tensor, "b"], count: int) -> Float[Tensor, "b count"]:
+    """Independent N(0, 1) draws in fp32, `count` for each row (Box and Muller's transform).
+
+    Args:
+        keys: one key per row, from `row_keys`.
+        count: draws per row.
+    """
+    columns = torch.arange(count, device=keys.device)
+    first = _mix(keys[:, None] + _mix(2 * columns + 1))
+    second = _mix(first + 0x1234567)
+    # 24 bits are what fp32 holds; the half keeps the logarithm's argument above zero
+    radius = torch.sqrt(-2 * torch.log(((first >> 8).float() + 0.5) / 2**24))
+    return radius * torch.cos(2 * math.pi * ((second >> 8).float() / 2**24))

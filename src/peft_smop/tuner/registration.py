@@ -1,0 +1,44 @@
+"""Make PEFT know the method: its type, its configuration, its tuner and its prefix."""
+
+from __future__ import annotations
+
+from peft import PeftConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import register_peft_method
+
+from peft_smop.errors import SMoPError
+
+NAME = "SMOP"
+
+
+def extend_peft_types() -> None:
+    """Add SMOP to PEFT's enumeration of methods, once.
+
+    `register_peft_method` accepts only members of `PeftType`, and an enumeration cannot be subclassed or extended by
+    its public face; the members of a `str` enumeration are plain enough to be added by hand.
+
+    Raises:
+        SMoPError: this PEFT already has a method of that name which is not ours.
+    """
+    if NAME in PeftType.__members__:
+        config = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[NAME])
+        if config is None or not config.__module__.startswith("peft_smop."):
+            raise SMoPError(
+                "the installed PEFT brings a method named SMOP of its own; use that one, or install a PEFT without it"
+            )
+        return
+    member = str.__new__(PeftType, NAME)
+    member._name_ = NAME
+    member._value_ = NAME
+    member._sort_order_ = len(PeftType.__members__)
+    type.__setattr__(PeftType, NAME, member)
+    PeftType._member_map_[NAME] = member
+    PeftType._value2member_map_[NAME] = member
+    PeftType._member_names_.append(NAME)
+
+
+def register(config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
+    """Enter the method in PEFT's tables; a second call does nothing."""
+    if PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[NAME]) is None:
+        register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls)
