@@ -1,4 +1,4 @@
-"""SMoP as a PEFT method: configuration, tuner, routing strategies. Importing it registers the method with PEFT."""
+"""SMoP as a PEFT method; importing it registers the method with PEFT."""
 
 from peft_smop.tuner.registration import extend_peft_types, register
 

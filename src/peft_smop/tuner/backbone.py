@@ -47,16 +47,17 @@ class Backbone:
 
     @classmethod
     def of(cls, model: nn.Module) -> Backbone:
-        """Find the backbone: the encoder of an encoder-decoder, else the deepest holder of the input embedding.
+        """Find the encoder of an encoder-decoder, else the deepest holder of the input embedding.
 
-        "Deepest" matters: `OPTForCausalLM` never calls the model it wraps, only that model's decoder.
+        "Deepest" matters: `OPTForCausalLM` never calls the model it wraps, only its decoder.
 
         Raises:
             ConfigError: the model has no input embedding, or nothing in it is a transformers model.
         """
         if not isinstance(model, PreTrainedModel):
             raise ConfigError(
-                f"a {type(model).__name__} is not a transformers model; SMoP needs one to put prompts before"
+                f"a {type(model).__name__} is not a transformers model; SMoP needs one to put"
+                f" prompts before"
             )
         decoder = None
         if model.config.is_encoder_decoder:
@@ -66,14 +67,18 @@ class Backbone:
             holders = [
                 (name.count(".") + bool(name), part)
                 for name, part in model.named_modules()
-                if isinstance(part, PreTrainedModel) and _share(part.get_input_embeddings(), embedding)
+                if isinstance(part, PreTrainedModel)
+                and _share(part.get_input_embeddings(), embedding)
             ]
             if embedding is None or not holders:
-                raise ConfigError(f"{type(model).__name__} has no input embedding to put prompts before")
+                raise ConfigError(
+                    f"{type(model).__name__} has no input embedding to put prompts before"
+                )
             module = max(holders, key=lambda holder: holder[0])[1]
         if "inputs_embeds" not in parameter_names(module):
             raise ConfigError(
-                f"{type(module).__name__} takes no inputs_embeds, so no prompt can be put before its input"
+                f"{type(module).__name__} takes no inputs_embeds, so no prompt can be put before"
+                f" its input"
             )
         table = next(
             (part for name, part in module.named_modules() if name.endswith("position_embeddings")),

@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftType, TaskType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from peft_smop.errors import ConfigError, unknown
-from peft_smop.tuner.routing import build_strategy
+from peft_smop.tuner.routing import RoutingOptions, RoutingStrategy, build_strategy
 
 INITIALISATIONS = ("vocabulary", "normal", "text", "labels", "adapter")
 FORMAT_VERSION = 1
@@ -19,26 +19,30 @@ FORMAT_VERSION = 1
 class SMoPConfig(PeftConfig):
     """A sparse mixture of soft prompts: k prompts of l virtual tokens each, and one linear router.
 
-    Trainable parameters: k·l·e + e·k for the linear router, l·e for `routing="single"`, where e is the width of the
+    Trainable parameters: k·l·e + e·k for the linear router, l·e for `routing="single"`, where e is
+        the width of the
     backbone's embeddings.
 
     Args:
         num_prompts: k, the number of soft prompts; 4 for a router, 1 for `routing="single"`.
-        num_virtual_tokens: l, the length of ONE prompt; only this many positions are added to an input.
+        num_virtual_tokens: l, the length of ONE prompt; only this many positions are added to an
+            input.
         routing: how a row is given its prompt, see `peft_smop.tuner.routing.STRATEGIES`.
-        perturbation: whether the router's logits are multiplied by (1 + N(0, 1)) in training (eq. 5); on for the
-            linear router unless said otherwise.
-        router_scope: what the router reads. "input": every attended token. "context": the tokens before the first
-            label that is not -100, so that a causal LM routes in training on what it will see at inference.
-            "context" for `task_type="CAUSAL_LM"`, "input" otherwise.
-        init: where the prompts start: "vocabulary" (embeddings of randomly drawn tokens), "normal" (N(0, init_std²)),
-            "text" (the tokens of `init_text`), "labels" (the words of `init_labels`, then vocabulary), "adapter" (the
-            prompts, and where the shapes agree the router, of the adapter saved at `init_adapter`).
+        perturbation: whether the router's logits are multiplied by (1 + N(0, 1)) in training (eq.
+            5); on for the linear router unless said otherwise.
+        router_scope: what the router reads. "input": every attended token. "context": the tokens
+            before the first label that is not -100, so that a causal LM routes in training on what
+            it will see at inference. "context" for `task_type="CAUSAL_LM"`, "input" otherwise.
+        init: where the prompts start: "vocabulary" (embeddings of randomly drawn tokens), "normal"
+            (N(0, init_std²)), "text" (the tokens of `init_text`), "labels" (the words of
+            `init_labels`, then vocabulary), "adapter" (the prompts, and where the shapes agree the
+            router, of the adapter saved at `init_adapter`).
         init_text: a text for all prompts, or one for each.
         init_labels: the label words.
         init_adapter: the directory of a saved SMoP or prompt tuning adapter.
         init_std: the spread for `init="normal"`.
-        tokenizer_name_or_path: the tokenizer for `init="text"` and `"labels"`; the backbone's own by default.
+        tokenizer_name_or_path: the tokenizer for `init="text"` and `"labels"`; the backbone's own
+            by default.
         seed: of the initialisation and of the perturbation.
         modules_to_save: other modules to train and save, such as a classification head.
         format_version: of the saved adapter; written by this package.
@@ -73,7 +77,7 @@ class SMoPConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.SMOP
-        strategy = build_strategy(self)
+        strategy = self.strategy()
         if self.num_prompts is None:
             self.num_prompts = strategy.default_num_prompts
         if self.perturbation is None:
@@ -88,7 +92,9 @@ class SMoPConfig(PeftConfig):
             raise unknown("router_scope", str(self.router_scope), ("input", "context"))
         if self.init not in INITIALISATIONS:
             raise unknown("init", self.init, INITIALISATIONS)
-        needed = {"text": "init_text", "labels": "init_labels", "adapter": "init_adapter"}.get(self.init)
+        needed = {"text": "init_text", "labels": "init_labels", "adapter": "init_adapter"}.get(
+            self.init
+        )
         if needed and not getattr(self, needed):
             raise ConfigError(f"init={self.init!r} needs {needed}")
         if not self.init_std > 0:
@@ -98,6 +104,14 @@ class SMoPConfig(PeftConfig):
                 f"format_version={self.format_version} is newer than this peft-smop reads"
                 f" ({FORMAT_VERSION}); upgrade peft-smop"
             )
+
+    def strategy(self) -> RoutingStrategy:
+        """The routing strategy that this configuration describes."""
+        # perturbation=False is no contradiction where there is nothing to perturb
+        return build_strategy(
+            self.routing,
+            RoutingOptions(num_prompts=self.num_prompts, perturbation=self.perturbation),
+        )
 
     @property
     def target_modules(self) -> str:

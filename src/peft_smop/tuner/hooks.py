@@ -1,13 +1,16 @@
 """The hooks that put soft prompts before a backbone and keep everything around it in step.
 
     model ─┬─ before_model: labels, for routing on the context
-           └─ backbone ─┬─ before_backbone: ids → embeddings → [padding; prompt; tokens], mask, positions, types
+           └─ backbone ─┬─ before_backbone: ids → embeddings → [padding; prompt; tokens], mask,
+           positions, types
                         ├─ before_pooler: prompt positions dropped (BERT pools inside the backbone)
-                        └─ after_backbone: prompt positions dropped, for everything without a decoder
+                        └─ after_backbone: prompt positions dropped, for everything without a
+                        decoder
               decoder ──── before_decoder: the encoder's mask grows with the encoder's states
 
-They are bound methods of one object and stay registered from injection to unloading, so that a model can be copied,
-pickled and compiled. While a KV cache holds the prompt nothing is spliced; masks and positions still count it.
+They are bound methods of one object and stay registered from injection to unloading, so that a
+model can be copied, pickled and compiled. While a KV cache holds the prompt nothing is spliced;
+masks and positions still count it.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from peft_smop.tuner.splice import Layout, context_mask, left_padding, mean_embe
 
 @dataclass
 class Call:
-    """One forward or one generate through PEFT: one routing decision, however many passes it takes."""
+    """One forward or generate through PEFT: one routing decision, whatever the passes."""
 
     adapter_names: Sequence[str] | None = None
     prompts: Tensor | None = None
@@ -66,7 +69,9 @@ class PromptHooks:
         """Remove every hook of this object from the model."""
         for module in model.modules():
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
-                for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                for key in [
+                    k for k, hook in hooks.items() if getattr(hook, "__self__", None) is self
+                ]:
                     del hooks[key]
                     module._forward_pre_hooks_with_kwargs.pop(key, None)
 
@@ -78,7 +83,8 @@ class PromptHooks:
         active = self.layer.active_adapters
         if named is None and len(active) > 1:
             raise ConfigError(
-                f"{len(active)} adapters are active ({', '.join(active)}) but a row can follow only one;"
+                f"{len(active)} adapters are active ({', '.join(active)}) but a row can follow"
+                f" only one;"
                 " set one, or pass adapter_names with one name per row"
             )
         if named is None and not active:
@@ -112,8 +118,10 @@ class PromptHooks:
         mask = given.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             raise ConfigError(
-                "soft prompts need the two-dimensional attention mask (rows, tokens); static caches and"
-                " ready-made attention masks have no room for the prompt: use the default dynamic cache"
+                "soft prompts need the two-dimensional attention mask (rows, tokens); static"
+                " caches and"
+                " ready-made attention masks have no room for the prompt: use the default dynamic"
+                " cache"
             )
         cache = given.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
@@ -128,7 +136,9 @@ class PromptHooks:
             x = module.get_input_embeddings()(ids)
         return (), self._spliced(given, rows, x)
 
-    def _layout_for(self, rows: RowAdapters, mask: Tensor | None, like: Tensor, tokens: int) -> Layout:
+    def _layout_for(
+        self, rows: RowAdapters, mask: Tensor | None, like: Tensor, tokens: int
+    ) -> Layout:
         lengths = self.layer.lengths(rows, like.device)
         padding = torch.zeros_like(lengths) if mask is None else left_padding(mask)
         return Layout.of(
@@ -151,7 +161,8 @@ class PromptHooks:
         if self._takes_positions and (
             given.get("position_ids") is not None or given.get("attention_mask") is not None
         ):
-            # a caller's positions are kept; without any, counting from the prompt makes left padding harmless
+            # a caller's positions are kept; without any, counting from the prompt makes left
+            # padding harmless
             given["position_ids"] = layout.positions(
                 given.get("position_ids"), first=self._first_position
             )
@@ -205,11 +216,14 @@ class PromptHooks:
         context = context_mask(labels, attended)
         if all(scoped):
             return context
-        reads_context = torch.tensor([a >= 0 and scoped[a] for a in rows.of_each_row], device=x.device)
+        reads_context = torch.tensor(
+            [a >= 0 and scoped[a] for a in rows.of_each_row], device=x.device
+        )
         return torch.where(reads_context[:, None], context, attended)
 
     def after_backbone(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Drop the prompt's positions, so that heads, losses and callers see the tokens they know."""
+        """Drop the prompt's positions, so that heads, losses and callers see the tokens they
+        know."""
         cache = output.get("past_key_values") if hasattr(output, "get") else None
         if cache is not None:
             cache.smop_holds_prompt = self._layout is not None or getattr(
@@ -221,8 +235,11 @@ class PromptHooks:
         if isinstance(output, Tensor):
             return layout.drop(output)
         if isinstance(output, tuple):
-            # transformers puts the last states first and tuples of all states behind; a pooled output has two axes
-            return tuple(_drop_states(layout, part) if i != 1 else part for i, part in enumerate(output))
+            # transformers puts the last states first and tuples of all states behind; a pooled
+            # output has two axes
+            return tuple(
+                _drop_states(layout, part) if i != 1 else part for i, part in enumerate(output)
+            )
         for name in ("last_hidden_state", "hidden_states"):
             if output.get(name) is not None:
                 output[name] = _drop_states(layout, output[name])
@@ -240,7 +257,7 @@ class PromptHooks:
         """Extend the encoder's mask to the encoder's states, wherever those came from.
 
         Raises:
-            PromptIgnoredError: the states have no room for the prompt: they were computed without it.
+            PromptIgnoredError: the states were computed without the prompt and have no room for it.
         """
         given = bind(self._decoder_names, args, kwargs)
         states, mask = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
@@ -254,8 +271,10 @@ class PromptHooks:
                 return None
         elif mask.shape[1] + width != states.shape[1]:
             raise PromptIgnoredError(
-                f"encoder_outputs have {states.shape[1]} positions for {mask.shape[1]} tokens and a prompt of"
-                f" {width}: they were computed without this adapter's soft prompt; compute them through the model"
+                f"encoder_outputs have {states.shape[1]} positions for {mask.shape[1]} tokens and"
+                f" a prompt of"
+                f" {width}: they were computed without this adapter's soft prompt; compute them"
+                f" through the model"
             )
         layout = self._layout_for(rows, mask, states, states.shape[1] - width)
         given["encoder_attention_mask"] = layout.mask(mask)

@@ -1,11 +1,10 @@
-"""Where the soft prompts start. Lester et al. (2021) compare random, vocabulary and label starts."""
+"""Where the soft prompts start; Lester et al. (2021) compare several of these."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -14,24 +13,27 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from peft_smop.errors import CheckpointError, ConfigError
-
-if TYPE_CHECKING:
-    from peft_smop.tuner.config import SMoPConfig
+from peft_smop.tuner.config import SMoPConfig
 
 COMMON_TOKENS = 5000
-"""Lester et al. draw from the most common tokens; vocabularies are ordered by frequency, roughly."""
+"""Lester et al. draw from the most common tokens; vocabularies are ordered by frequency,
+roughly."""
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 
 
 class Start:
-    """What an initialiser may use: the configuration, the backbone's embedding, and a seeded generator.
+    """What an initialiser may use: configuration, embedding, tokenizer, a seeded generator.
 
     Randomness is drawn on the CPU, so that a seed means the same start on every device.
     """
 
     def __init__(
-        self, config: SMoPConfig, embedding: nn.Module, special_ids: set[int], tokenizer_name: str | None
+        self,
+        config: SMoPConfig,
+        embedding: nn.Module,
+        special_ids: set[int],
+        tokenizer_name: str | None,
     ) -> None:
         self.config = config
         self.embedding = embedding
@@ -96,7 +98,9 @@ def _text(start: Start) -> Tensor:
     if config.init_token_ids is None:
         texts = [config.init_text] if isinstance(config.init_text, str) else config.init_text or []
         if len(texts) not in (1, start.k):
-            raise ConfigError(f"init_text has {len(texts)} texts; give one, or num_prompts={start.k}")
+            raise ConfigError(
+                f"init_text has {len(texts)} texts; give one, or num_prompts={start.k}"
+            )
         config.init_token_ids = start.tokenize(texts)
     ids = config.init_token_ids
     if len(ids) == 1:
@@ -121,7 +125,10 @@ def _labels(start: Start) -> Tensor:
 
 
 def read_prompts(directory: str | Path) -> dict[str, Tensor]:
-    """The tensors of a saved SMoP or prompt tuning adapter: "prompts" (k, l, e), and "router" (e, k) if it has one.
+    """The tensors of a saved SMoP or prompt tuning adapter.
+
+    Returns:
+        "prompts" (k, l, e), and "router" (e, k) if the adapter has one.
 
     Raises:
         CheckpointError: there are no weights as safetensors, they are damaged, or hold no prompt.
@@ -134,7 +141,9 @@ def read_prompts(directory: str | Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged and cannot be read ({error}); expected safetensors") from error
+        raise CheckpointError(
+            f"{path} is damaged and cannot be read ({error}); expected safetensors"
+        ) from error
     for key, value in tensors.items():
         if key.endswith("smop_prompts"):
             router = next((v for k, v in tensors.items() if k.endswith("smop_routers")), None)
@@ -181,7 +190,8 @@ def initial_prompts(start: Start) -> Float[Tensor, "k l e"]:
 def initial_router(start: Start) -> Float[Tensor, "e k"]:
     """The router's start: uniform in ±1/sqrt(e), as `nn.Linear` has it, or the source adapter's.
 
-    Not zeros: the perturbation multiplies the logits (eq. 5), so equal logits would stay equal and one prompt would
+    Not zeros: the perturbation multiplies the logits (eq. 5), so equal logits would stay equal and
+        one prompt would
     take every row.
     """
     device = start.embedding.weight.device

@@ -42,7 +42,8 @@ class RowAdapters:
             return cls((active,), None, rows)
         if len(adapter_names) == 0 or rows % len(adapter_names):
             raise ConfigError(
-                f"adapter_names has {len(adapter_names)} entries for a batch of {rows} rows; give one name per row"
+                f"adapter_names has {len(adapter_names)} entries for a batch of {rows} rows; give"
+                f" one name per row"
             )
         repeats = rows // len(adapter_names)
         names = tuple(dict.fromkeys(name for name in adapter_names if name != BASE))
@@ -63,8 +64,8 @@ class RowAdapters:
 class Routes:
     """The last routing decision, row by row, free of any graph.
 
-    Rows of `__base__` have index -1 and NaN elsewhere; so have the places a row does not use when a batch mixes
-    adapters with different numbers of prompts.
+    Rows of `__base__` have index -1 and NaN elsewhere; so have the places a row does not use when a
+    batch mixes adapters with different numbers of prompts.
     """
 
     adapters: tuple[str, ...]
@@ -76,8 +77,9 @@ class Routes:
 class SMoPLayer(nn.Module, BaseTunerLayer):
     """k soft prompts (k, l, e), one router (e, k) and a step count for every adapter.
 
-    The tensors stay in fp32 whatever the backbone's precision: prompts are trained with learning rates at which bf16
-    would round most updates away. The attribute names carry PEFT's prefix `smop_`; the module itself must not.
+    The tensors stay in fp32 whatever the backbone's precision: prompts are trained with learning
+    rates at which bf16 would round most updates away. The attribute names carry PEFT's prefix
+    `smop_`; the module itself must not.
     """
 
     adapter_layer_names = ("smop_prompts", "smop_routers")
@@ -87,8 +89,8 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         nn.Module.__init__(self)
         self.smop_prompts = nn.ParameterDict()
         self.smop_routers = nn.ParameterDict()
-        # how many training batches each adapter has routed; part of the checkpoint, so that a resumed run draws
-        # the noise that the interrupted one would have drawn
+        # how many training batches each adapter has routed; part of the checkpoint, so that a
+        # resumed run draws the noise that the interrupted one would have drawn
         self.smop_steps = BufferDict(persistent=True)
         self.strategies: dict[str, RoutingStrategy] = {}
         self.seeds: dict[str, int] = {}
@@ -108,8 +110,8 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
-        # PEFT would look at the wrapped layer; an adapter is created on its backbone's device, so only an explicit
-        # target is left to follow
+        # PEFT would look at the wrapped layer; an adapter is created on its backbone's device, so
+        # only an explicit target is left to follow
         if device is None:
             return
         for container in (self.smop_prompts, self.smop_routers, self.smop_steps):
@@ -130,7 +132,8 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         Args:
             name: the adapter's name.
             prompts: the k soft prompts in fp32.
-            router: the linear map from mean embeddings to logits; None for strategies without a router.
+            router: the linear map from mean embeddings to logits; None for strategies without a
+                router.
             strategy: how logits become routes.
             seed: of the perturbation.
         """
@@ -168,13 +171,11 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         by_name = [self.length(name) for name in rows.names]
         return torch.tensor([by_name[i] if i >= 0 else 0 for i in rows.of_each_row], device=device)
 
-    def soft_prompts(
-        self, mean: Float[Tensor, "b e"], rows: RowAdapters
-    ) -> Float[Tensor, "b l e"]:
-        """Each row's prompt p_c P_c in fp32, filled up with zeros to the longest in the batch (paper, eq. 4).
+    def soft_prompts(self, mean: Float[Tensor, "b e"], rows: RowAdapters) -> Float[Tensor, "b l e"]:
+        """Each row's prompt p_c P_c in fp32 (paper, eq. 4); zeros fill up shorter ones.
 
-        Adapters of one shape and strategy are computed together, so that a batch over many adapters costs about as
-        much as a batch over one.
+        Adapters of one shape and strategy are computed together, so that a batch over many adapters
+        costs about as much as a batch over one.
         """
         self._last, self._last_rows = [], rows
         groups: dict[tuple[RoutingStrategy, torch.Size], list[str]] = {}
@@ -217,7 +218,8 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         routing = strategy(logits, self._keys(own, names, adapter) if self.training else None)
         chosen = prompts[adapter[:, None], routing.indices]
         self._last.append((selected, Routing(*(part.detach() for part in routing))))
-        # not an einsum: a product by 1.0 is exact, a matrix product may run in a shorter format on GPUs
+        # not an einsum: a product by 1.0 is exact, a matrix product may run in a shorter format on
+        # GPUs
         return (routing.weights[:, :, None, None] * chosen).sum(dim=1)
 
     def _keys(

@@ -20,17 +20,18 @@ from peft_smop.tuner.config import SMoPConfig
 from peft_smop.tuner.hooks import Call, PromptHooks
 from peft_smop.tuner.initialisation import Start, initial_prompts, initial_router
 from peft_smop.tuner.layer import BASE, Routes, SMoPLayer
-from peft_smop.tuner.routing import build_strategy
 
 CHILD = "smop"
-"""The one module added to a model. PEFT skips modules whose name contains the method's prefix, `smop_`."""
+"""The one module added to a model. PEFT skips modules whose name contains the method's prefix,
+`smop_`."""
 
 
 class SMoPModel(BaseTuner):
     """A frozen model with soft prompts before its backbone.
 
-    Build it with `peft.get_peft_model(model, SMoPConfig(...))`. Rows of one batch may use different adapters, in
-    inference and in training: `model(**batch, adapter_names=["a", "b", "__base__", ...])`.
+    Build it with `peft.get_peft_model(model, SMoPConfig(...))`. Rows of one batch may use different
+    adapters, in inference and in training: `model(**batch, adapter_names=["a", "b", "__base__",
+    ...])`.
 
     Args:
         model: a transformers model, or a PEFT model around one, which is then frozen as well.
@@ -103,7 +104,11 @@ class SMoPModel(BaseTuner):
             setattr(model, CHILD, layer)
         self._add_adapter(model, backbone, adapter_name, config, low_cpu_mem_usage)
         super().inject_adapter(
-            model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=low_cpu_mem_usage, **kwargs
+            model,
+            adapter_name,
+            autocast_adapter_dtype,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            **kwargs,
         )
 
     def _add_adapter(
@@ -121,7 +126,7 @@ class SMoPModel(BaseTuner):
             for value in _as_list(getattr(text_config, key, None))
         }
         start = Start(config, backbone.embedding, special, getattr(model, "name_or_path", None))
-        strategy = build_strategy(config)
+        strategy = config.strategy()
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             self.smop_layer.add_adapter(
                 name,
@@ -136,7 +141,8 @@ class SMoPModel(BaseTuner):
             self._hooks.context_adapters.discard(name)
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        """Nothing to mark: the backbone was frozen at the first injection and adapters manage themselves."""
+        """Nothing to mark: the backbone was frozen at the first injection and adapters manage
+        themselves."""
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         # only ours: an inner adapter (LoRA) belongs to the backbone
@@ -151,10 +157,10 @@ class SMoPModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """One forward or generate through PEFT: per-row adapters, one routing decision, and proof of the prompt.
+        """Surround one forward or generate: adapters by row, one decision, proof of the prompt.
 
         Raises:
-            ConfigError: an adapter name is unknown, or the kind of generation has no room for a prompt.
+            ConfigError: an adapter is unknown, or this kind of generation has no room for a prompt.
             PromptIgnoredError: the pass ended and the backbone never saw the prompt.
         """
         names: Sequence[str] | None = kwargs.get("adapter_names")
@@ -168,7 +174,8 @@ class SMoPModel(BaseTuner):
             yield
             if not call.seen:
                 raise PromptIgnoredError(
-                    f"{type(self.model).__name__} finished a pass without calling its backbone, so the soft prompt"
+                    f"{type(self.model).__name__} finished a pass without calling its backbone, so"
+                    f" the soft prompt"
                     " was ignored; call the model through its forward or generate"
                 )
         finally:
@@ -181,34 +188,43 @@ class SMoPModel(BaseTuner):
         missing = sorted(set(names) - known - {BASE})
         if missing:
             raise ConfigError(
-                f"adapter_names has unknown adapters {', '.join(missing)}; known: {', '.join(sorted(known))}, {BASE}"
+                f"adapter_names has unknown adapters {', '.join(missing)}; known:"
+                f" {', '.join(sorted(known))}, {BASE}"
             )
 
     def _check_generation(self, kwargs: dict[str, Any]) -> None:
         if kwargs.get("assistant_model") is not None:
             raise ConfigError(
-                "assisted generation crops its cache by token count and would cut into the soft prompt;"
+                "assisted generation crops its cache by token count and would cut into the soft"
+                " prompt;"
                 " generate without assistant_model"
             )
         for key in ("prompt_lookup_num_tokens", "prefill_chunk_size"):
-            settings = (kwargs, kwargs.get("generation_config"), getattr(self.model, "generation_config", None))
+            settings = (
+                kwargs,
+                kwargs.get("generation_config"),
+                getattr(self.model, "generation_config", None),
+            )
             for where in settings:
                 value = where.get(key) if isinstance(where, dict) else getattr(where, key, None)
                 if value is not None:
                     raise ConfigError(
-                        f"{key}={value} splits the input, but the soft prompt belongs before all of it;"
+                        f"{key}={value} splits the input, but the soft prompt belongs before all"
+                        f" of it;"
                         f" leave {key} out"
                     )
 
     def _mixed_modules_to_save(self, names: Sequence[str]) -> list[Any]:
-        """Let classifier heads follow the rows' adapters too. PEFT's own way refuses to train."""
+        """Let heads follow the rows' adapters as well; PEFT's own way to do so refuses to train."""
         return [
             module.register_forward_hook(partial(_head_of_each_row, tuple(names)), with_kwargs=True)
             for module in self.model.modules()
-            if isinstance(module, AuxiliaryTrainingWrapper)
+            if isinstance(module, ModulesToSaveWrapper)
         ]
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(
+        self, merge: bool = True, *args: Any, **kwargs: Any
+    ) -> nn.Module:
         if merge:
             raise ConfigError(
                 "a soft prompt cannot be merged into the weights: it depends on the input;"
@@ -220,7 +236,9 @@ class SMoPModel(BaseTuner):
         for parent in list(self.model.modules()):
             for name, child in list(parent.named_children()):
                 # a head that an inner adapter (LoRA) also trains stays as it is
-                if isinstance(child, ModulesToSaveWrapper) and set(child.modules_to_save) <= set(self.peft_config):
+                if isinstance(child, ModulesToSaveWrapper) and set(child.modules_to_save) <= set(
+                    self.peft_config
+                ):
                     setattr(parent, name, child.original_module)
         return self.model
 
@@ -246,7 +264,6 @@ def _head_of_each_row(
     """Replace a head's output with that of each row's own adapter."""
     for name in dict.fromkeys(names):
         rows = torch.tensor([i for i, n in enumerate(names) if n == name], device=output.device)
-        heads = getattr(wrapper, "modules_to_save", {})
-        head = heads[name] if name in heads else wrapper.original_module
+        head = dict(wrapper.modules_to_save.items()).get(name, wrapper.original_module)
         output = output.index_copy(0, rows, head(args[0][rows], *args[1:], **kwargs))
     return output

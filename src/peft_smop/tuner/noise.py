@@ -1,8 +1,9 @@
 """Normal noise as a pure function of (seed, step, row): no generator, no global state.
 
-A router's perturbation must be the same when a run is resumed, when its rows share a batch with other runs, on the
-CPU and on a GPU, and inside a compiled graph. A counter-based generator gives all of that: the draw for a row depends
-on nothing but the adapter's seed, the adapter's step count, and the row's rank among the adapter's own rows.
+A router's perturbation must be the same when a run is resumed, when its rows share a batch with
+other runs, on the CPU and on a GPU, and inside a compiled graph. A counter-based generator gives
+all of that: the draw for a row depends on nothing but the adapter's seed, the adapter's step count,
+and the row's rank among the adapter's own rows.
 """
 
 from __future__ import annotations

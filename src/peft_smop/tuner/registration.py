@@ -15,8 +15,9 @@ NAME = "SMOP"
 def extend_peft_types() -> None:
     """Add SMOP to PEFT's enumeration of methods, once.
 
-    `register_peft_method` accepts only members of `PeftType`, and an enumeration cannot be subclassed or extended by
-    its public face; the members of a `str` enumeration are plain enough to be added by hand.
+    `register_peft_method` accepts only members of `PeftType`, and an enumeration cannot be
+    subclassed or extended by its public face; the members of a `str` enumeration are plain enough
+    to be added by hand.
 
     Raises:
         SMoPError: this PEFT already has a method of that name which is not ours.
@@ -25,7 +26,8 @@ def extend_peft_types() -> None:
         config = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[NAME])
         if config is None or not config.__module__.startswith("peft_smop."):
             raise SMoPError(
-                "the installed PEFT brings a method named SMOP of its own; use that one, or install a PEFT without it"
+                "the installed PEFT brings a method named SMOP of its own; use that one, or"
+                " install a PEFT without it"
             )
         return
     member = str.__new__(PeftType, NAME)

@@ -4,8 +4,9 @@
     with a prompt of 2          [pad pad  P0  P1  t0  t1  t2 ]
     in a batch whose longest    [pad pad   .  P0  P1  t0  t1  t2 ]   slack ('.') is never attended
 
-The prompt stands after left padding because sliding-window attention and absolute positions count from there.
-Everything is a gather with indices computed from the attention mask: no branch on data, no row sees another.
+The prompt stands after left padding because sliding-window attention and absolute positions count
+from there. Everything is a gather with indices computed from the attention mask: no branch on data,
+no row sees another.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ IGNORED_LABEL = -100
 def mean_embedding(
     x: Float[Tensor, "b n e"], mask: Bool[Tensor, "b n"] | None
 ) -> Float[Tensor, "b e"]:
-    """The mean of the attended tokens' embeddings, in fp32: what the router reads (paper, section 2.2)."""
+    """The mean of the attended tokens' embeddings, in fp32: the router's input (section 2.2)."""
     if mask is None:
         return x.float().mean(dim=1)
     weights = mask.float()
@@ -31,9 +32,7 @@ def mean_embedding(
     return total / weights.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def context_mask(
-    labels: Int[Tensor, "b n"], attended: Bool[Tensor, "b n"]
-) -> Bool[Tensor, "b n"]:
+def context_mask(labels: Int[Tensor, "b n"], attended: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
     """The attended tokens before the first label that counts.
 
     A row whose labels begin at its first token has no context; the router then reads the whole row.
@@ -49,10 +48,11 @@ def left_padding(mask: Shaped[Tensor, "b n"]) -> Int[Tensor, "b"]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which slot of the spliced rows holds what; s = n + l slots, l the longest prompt of the batch."""
+    """Which slot of the spliced rows holds what; s = n + l slots, l the batch's longest prompt."""
 
     source: Int[Tensor, "b s"]
-    """For every slot its place in [prompt (l), tokens (n)]; slack points at an unused place of the prompt."""
+    """For every slot its place in [prompt (l), tokens (n)]; slack points at an unused place of the
+    prompt."""
     token_slots: Int[Tensor, "b n"]
     """For every token its slot."""
     start: Int[Tensor, "b"]
@@ -77,8 +77,8 @@ class Layout:
             lengths: length of each row's prompt, at most `width`.
             tokens: n.
             width: l, the longest prompt in the batch.
-            slack: where a shorter prompt leaves its unused slots: before the prompt, or at the row's end for backbones
-                that count positions by slot and take no `position_ids`.
+            slack: where a shorter prompt leaves its unused slots: before the prompt, or at the
+                row's end for backbones that count positions by slot and take no `position_ids`.
         """
         slots = torch.arange(tokens + width, device=padding.device)[None, :]
         columns = slots[:, :tokens]
@@ -125,9 +125,7 @@ class Layout:
         prompt = types.new_zeros(len(types), self.width)
         return torch.cat([prompt, types], dim=1).gather(1, self.source)
 
-    def positions(
-        self, given: Int[Tensor, "#b n"] | None, *, first: int = 0
-    ) -> Int[Tensor, "b s"]:
+    def positions(self, given: Int[Tensor, "#b n"] | None, *, first: int = 0) -> Int[Tensor, "b s"]:
         """Positions that count from the first slot of the row's prompt.
 
         Args:

@@ -1,0 +1,21 @@
+"""Text in, verbalizer out: SuperGLUE, the generated task, your own files, and their splits."""
+
+from peft_smop.tasks.catalogue import CATALOGUE, Entry, TaskData, load_task, task_names
+from peft_smop.tasks.examples import read_inputs
+from peft_smop.tasks.splits import PRESETS, Preset, Split
+from peft_smop.tasks.task import METRICS, Example, Task
+
+__all__ = [
+    "CATALOGUE",
+    "METRICS",
+    "PRESETS",
+    "Entry",
+    "Example",
+    "Preset",
+    "Split",
+    "Task",
+    "TaskData",
+    "load_task",
+    "read_inputs",
+    "task_names",
+]
