@@ -1,0 +1,64 @@
+"""The command `smop`: its sub-commands, and what happens when one fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import typer
+from rich.console import Console
+
+from peft_smop.cli import demo, evaluate, predict, tasks, train
+from peft_smop.errors import SMoPError
+
+app = typer.Typer(
+    name="smop",
+    help="Sparse mixtures of soft prompts for frozen language models: train, evaluate, predict.",
+    epilog="Begin with: [bold]smop demo[/bold]  (two minutes, nothing to download)",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("tasks")(tasks.tasks)
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends with one sentence and exit code 2."""
+    _quiet_libraries()
+    try:
+        app()
+    except SMoPError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"[bold red]error:[/] {_escaped(str(error))}"
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            "stopped; what was trained so far is kept, go on with smop train --resume"
+        )
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _quiet_libraries() -> None:
+    """Leave out what the libraries say about themselves and a user can do nothing about."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

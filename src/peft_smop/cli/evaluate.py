@@ -1,0 +1,73 @@
+"""`smop evaluate`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from peft_smop.cli.show import score_lines
+from peft_smop.lab import load_trained, score_as_dict, write_json
+from peft_smop.scoring import evaluate as evaluate_examples
+from peft_smop.scoring import majority_label
+from peft_smop.tasks import load_task
+
+
+class Part(StrEnum):
+    """A part of the split."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="A run's directory, or a saved adapter's.")],
+    part: Annotated[Part, typer.Option(help="Which examples.")] = Part.test,
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="The task, for an adapter without its run.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Directory of the task's files; the run's by default.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The backbone; the adapter's by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the split; the run's by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the score here, as JSON.")
+    ] = None,
+) -> None:
+    """Score a trained adapter on a part of its task's examples.
+
+    Example: [bold]smop evaluate runs/cb-t5-base-smop-s0 --part validation[/bold]
+    """
+    trained = load_trained(path, task=task, model=model, data=data)
+    spec = trained.spec
+    _, split = load_task(
+        spec.task, data=spec.data, preset=spec.preset, seed=spec.seed if seed is None else seed
+    )
+    config = trained.model.peft_config[trained.model.active_adapter]
+    found = evaluate_examples(
+        trained.model,
+        trained.formulation,
+        getattr(split, part.value),
+        majority_label=majority_label([example.label for example in split.train]),
+        num_prompts=getattr(config, "num_prompts", None),
+    )
+    score = score_as_dict(found)
+    console = Console(highlight=False)
+    for line in score_lines(score, part=part.value):
+        console.print(line)
+    for alarm in found.alarms:
+        console.print(f"[yellow]warning: {alarm}[/]")
+    if trained.formulation.truncated:
+        console.print(
+            f"{trained.formulation.truncated} inputs are longer than"
+            f" {trained.formulation.max_length} tokens and were cut"
+        )
+    if output:
+        write_json(output, score)

@@ -1,0 +1,45 @@
+"""How results look on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+
+def score_lines(score: Mapping[str, Any], *, part: str) -> list[str]:
+    """A score with everything needed to read it."""
+    others = ", ".join(f"{name} {value:.1f}" for name, value in score["others"].items())
+    lines = [
+        f"{part} {score['metric']} {score['value']:.1f}"
+        f"   95 % interval {score['low']:.1f} to {score['high']:.1f}"
+        f"   always the majority label: {score['majority']:.1f}",
+        f"{score['examples']} examples, {score['points_per_example']:.2f} points each; {others}",
+    ]
+    if len(score["load"]) > 1:
+        lines.append("load of the prompts: " + "  ".join(f"{part:.0%}" for part in score["load"]))
+    return lines
+
+
+def result_panel(result: Mapping[str, Any], where: Path) -> Group:
+    """What a finished run is told as."""
+    training, parameters = result["training"], result["parameters"]
+    stopped = "stopped early" if training["stopped_early"] else "ran to its end"
+    lines = [
+        f"{result['task']}, {result['method']['name']} on {result['model']}, seed {result['seed']}",
+        *score_lines(result["test"], part="test"),
+        f"validation {result['validation']['score']:.1f} at step {training['best_step']}"
+        f" of {training['steps']} ({stopped}, {training['seconds']:.0f} s)",
+        f"trained {parameters['trainable']:,} parameters, {parameters['percentage']:.4f} %",
+    ]
+    if result["truncated_test_inputs"]:
+        lines.append(
+            f"{result['truncated_test_inputs']} test inputs were cut to the longest length"
+        )
+    texts = [Text(lines[0], style="bold"), *map(Text, lines[1:])]
+    texts += [Text(f"warning: {alarm}", style="yellow") for alarm in result["test"]["alarms"]]
+    texts.append(Text(f"saved in {where}   next: smop predict {where} INPUT.jsonl", style="dim"))
+    return Group(*texts)

@@ -1,0 +1,118 @@
+"""`smop train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from peft_smop.cli.show import result_panel
+from peft_smop.lab import RunSpec, run
+from peft_smop.methods import DEFAULT_MODEL, METHODS
+
+
+def train(
+    task: Annotated[
+        str, typer.Option("--task", "-t", help="A task of `smop tasks`, or your own task's YAML.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Directory of the task's files; without it, the hub.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="'embedded', a hub id, a directory or a GGUF file.")
+    ] = DEFAULT_MODEL,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "smop",
+    num_prompts: Annotated[
+        int | None, typer.Option("--num-prompts", "-k", help="Soft prompts; 4 by default.")
+    ] = None,
+    num_virtual_tokens: Annotated[
+        int, typer.Option("--num-virtual-tokens", "-l", help="Length of one soft prompt.")
+    ] = 5,
+    perturbation: Annotated[
+        bool | None,
+        typer.Option("--perturbation/--no-perturbation", help="Noise on the router in training."),
+    ] = None,
+    init: Annotated[
+        str, typer.Option(help="Prompts start from: vocabulary, normal, labels, text, adapter.")
+    ] = "vocabulary",
+    init_text: Annotated[str | None, typer.Option(help="The text, for --init text.")] = None,
+    init_adapter: Annotated[
+        str | None, typer.Option(help="A saved adapter's directory, for --init adapter.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Most passes over the training examples.")] = 50,
+    max_steps: Annotated[int | None, typer.Option(help="Most steps; overrides --epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr")] = 0.5,
+    optimizer: Annotated[str, typer.Option(help="adafactor or adamw_torch.")] = "adafactor",
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many evaluations without improvement.")
+    ] = 10,
+    eval_steps: Annotated[
+        int | None, typer.Option(help="Steps between evaluations; once an epoch by default.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="Longest input in tokens.")] = 512,
+    precision: Annotated[str, typer.Option(help="Of the backbone: auto, fp32 or bf16.")] = "auto",
+    preset: Annotated[
+        str | None, typer.Option(help="How the data are split; see `smop tasks`.")
+    ] = None,
+    train_examples: Annotated[
+        int | None, typer.Option(help="Use only so many training examples.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of split, start, order and noise.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The run's directory; runs/TASK-MODEL-METHOD-sSEED."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete an earlier run in --output.")
+    ] = False,
+) -> None:
+    """Train soft prompts on a task, choose by validation, test once, save the adapter.
+
+    Example: [bold]smop train --task cb --data superglue --model t5-base --seed 1[/bold]
+
+    Without a network: [bold]smop train --task medley --model embedded --epochs 20[/bold]
+    """
+    console = Console(stderr=True, highlight=False)
+    content: dict[str, Any] = {
+        "task": task,
+        "data": data,
+        "preset": preset,
+        "train_examples": train_examples,
+        "model": model,
+        "seed": seed,
+        "method": {
+            "name": method,
+            "num_prompts": num_prompts,
+            "num_virtual_tokens": num_virtual_tokens,
+            "perturbation": perturbation,
+            "init": init,
+            "init_text": init_text,
+            "init_adapter": init_adapter,
+        },
+        "training": {
+            "epochs": epochs,
+            "max_steps": max_steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "optimizer": optimizer,
+            "patience": patience,
+            "eval_steps": eval_steps,
+            "max_length": max_length,
+            "precision": precision,
+        },
+    }
+    spec = RunSpec.of(content)
+    where = output or Path("runs") / default_name(spec)
+    result = run(spec, where, resume=resume, overwrite=overwrite, console=console)
+    Console(highlight=False).print(result_panel(result, where))
+
+
+def default_name(spec: RunSpec) -> str:
+    """A run's directory when none is given."""
+    return "-".join(
+        [Path(spec.task).stem, Path(spec.model).stem, spec.method.name, f"s{spec.seed}"]
+    )

@@ -1,0 +1,266 @@
+"""One run: from a specification to a trained, saved, evaluated adapter."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, TaskType
+from rich.console import Console
+from transformers import set_seed
+
+from peft_smop.errors import ConfigError, RunError
+from peft_smop.lab.spec import RunSpec
+from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
+from peft_smop.methods import (
+    LoadedBackbone,
+    ParameterCount,
+    Setting,
+    build,
+    configure,
+    load_backbone,
+)
+from peft_smop.scoring import (
+    Evaluation,
+    Formulation,
+    Prediction,
+    evaluate,
+    formulate,
+    majority_label,
+)
+from peft_smop.tasks import Example, Split, Task, load_task
+from peft_smop.training import Fit, ProgressBar, fit
+
+PACKAGES = ("peft-smop", "torch", "transformers", "peft", "accelerate")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run ready to train: data, model, and how one is put to the other."""
+
+    task: Task
+    split: Split
+    backbone: LoadedBackbone
+    model: PeftModel
+    formulation: Formulation
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Load the data and the model, data first: they fail faster.
+
+    Raises:
+        SMoPError: anything in the specification is not as it should be.
+    """
+    task, split = load_task(spec.task, data=spec.data, preset=spec.preset, seed=spec.seed)
+    configure(spec.method, Setting(TaskType.SEQ_2_SEQ_LM, task.verbalizers, spec.model, spec.seed))
+    # heads and PEFT's own prompts start from torch's global generator
+    set_seed(spec.seed)
+    backbone = load_backbone(spec.model, labels=len(task.labels), dtype=spec.training.precision)
+    formulation = put(task, backbone, spec)
+    setting = Setting(
+        TaskType(backbone.task_type), task.verbalizers, backbone.tokenizer.name_or_path, spec.seed
+    )
+    model = build(backbone.model, spec.method, setting)
+    return Prepared(task, split, backbone, model, formulation)
+
+
+def put(task: Task, backbone: LoadedBackbone, spec: RunSpec) -> Formulation:
+    """How the run puts its task to its backbone."""
+    return formulate(
+        task,
+        backbone.model,
+        backbone.tokenizer,
+        task_type=backbone.task_type,
+        max_length=spec.training.max_length,
+        prompt_length=spec.method.num_virtual_tokens,
+    )
+
+
+def run(
+    spec: RunSpec,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train, choose by validation, test once, save.
+
+    Args:
+        spec: what to do.
+        output: the run's directory.
+        resume: go on with the unfinished run in `output`; a finished one returns its result.
+        overwrite: delete what is in `output` and start again.
+        console: where to say how it goes; quiet by default.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        SMoPError: the specification, the data, the model or the directory are not usable.
+    """
+    console = console or Console(quiet=True)
+    directory = RunDirectory(output)
+    directory.prepare(resume=resume, overwrite=overwrite)
+    if resume and directory.spec.is_file():
+        _check_same(RunSpec.load(directory.spec), spec, directory)
+        if directory.is_finished:
+            return directory.read_result()
+    prepared = prepare(spec)
+    train, validation, test = _parts(prepared.split, spec)
+    spec.save(directory.spec)
+    write_json(directory.task, asdict(prepared.task))
+    write_json(directory.split, prepared.split.record())
+
+    started = time.monotonic()
+    progress = ProgressBar(console, f"{prepared.task.name} {spec.method.name} seed {spec.seed}")
+    with ExitStack() as stack:
+        stack.callback(progress.close)
+        fitted = fit(
+            prepared.model,
+            prepared.formulation,
+            train,
+            validation,
+            spec.training,
+            seed=spec.seed,
+            output=directory.checkpoints,
+            resume=resume,
+            callbacks=[progress],
+        )
+    seconds = time.monotonic() - started
+    cut = prepared.formulation.truncated
+    if cut:
+        console.print(
+            f"{cut} of {len(train)} training inputs are longer than"
+            f" {prepared.formulation.max_length} tokens and were cut"
+        )
+    evaluation = test_once(prepared, test, train)
+    prepared.model.save_pretrained(str(directory.adapter))
+    write_jsonl(directory.metrics, fitted.history)
+    write_jsonl(directory.predictions, predictions_as_rows(prepared.task, evaluation.predictions))
+    result = _result(spec, prepared, fitted, evaluation, seconds=seconds)
+    write_json(directory.result, result)
+    shutil.rmtree(directory.checkpoints, ignore_errors=True)
+    return result
+
+
+def test_once(prepared: Prepared, test: Sequence[Example], train: Sequence[Example]) -> Evaluation:
+    """Score the test examples with the state that validation chose."""
+    config = prepared.model.peft_config[prepared.model.active_adapter]
+    prepared.formulation.truncated = 0
+    return evaluate(
+        prepared.model,
+        prepared.formulation,
+        test,
+        majority_label=majority_label([example.label for example in train]),
+        num_prompts=getattr(config, "num_prompts", None),
+    )
+
+
+def _check_same(before: RunSpec, now: RunSpec, directory: RunDirectory) -> None:
+    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    changed = [key for key in new if new[key] != old[key]]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{directory.spec} was started with {key}={old[key]!r}, not {new[key]!r};"
+            " resume with the options it was started with, or use --overwrite"
+        )
+
+
+def _parts(
+    split: Split, spec: RunSpec
+) -> tuple[Sequence[Example], Sequence[Example], Sequence[Example]]:
+    """The three parts; fewer training examples where the specification says so."""
+    for name, part in (
+        ("train", split.train),
+        ("validation", split.validation),
+        ("test", split.test),
+    ):
+        if not part:
+            raise RunError(
+                f"task {spec.task!r} has no {name} examples; a run needs all three parts"
+            )
+    train: Sequence[Example] = split.train
+    if spec.train_examples is not None and spec.train_examples < len(train):
+        order = np.random.default_rng(spec.seed).permutation(len(train))[: spec.train_examples]
+        train = [train[i] for i in sorted(order)]
+    return train, split.validation, split.test
+
+
+def predictions_as_rows(task: Task, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Predictions as JSON objects, labels by name, log-probabilities normalised over the labels."""
+    rows = []
+    for p in predictions:
+        normalised = torch.tensor(p.log_probabilities, dtype=torch.float64).softmax(0).tolist()
+        row: dict[str, Any] = {"id": p.example.id, "prediction": task.labels[p.label]}
+        if p.example.label is not None:
+            row["label"] = task.labels[p.example.label]
+        row["probabilities"] = dict(zip(task.labels, normalised, strict=True))
+        if p.prompt is not None:
+            row["prompt"] = p.prompt
+            row["prompt_probability"] = p.prompt_probability
+        if p.example.population is not None:
+            row["population"] = p.example.population
+        rows.append(row)
+    return rows
+
+
+def _result(
+    spec: RunSpec, prepared: Prepared, fitted: Fit, evaluation: Evaluation, *, seconds: float
+) -> dict[str, Any]:
+    parameters = ParameterCount.of(prepared.model)
+    record = prepared.split.record()
+    return {
+        "task": prepared.task.name,
+        "model": spec.model,
+        "method": spec.method.model_dump(mode="json"),
+        "seed": spec.seed,
+        "test": score_as_dict(evaluation),
+        "validation": {"score": fitted.best_score, "examples": len(prepared.split.validation)},
+        "training": {
+            "steps": fitted.steps,
+            "best_step": fitted.best_step,
+            "stopped_early": fitted.stopped_early,
+            "seconds": round(seconds, 1),
+        },
+        "parameters": {
+            "trainable": parameters.trainable,
+            "backbone": parameters.backbone,
+            "percentage": parameters.percentage,
+        },
+        "split": {part: content["sha256"] for part, content in record["parts"].items()},
+        "truncated_test_inputs": prepared.formulation.truncated,
+        "environment": environment(),
+    }
+
+
+def score_as_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """A score for JSON, with load and alarms."""
+    return {
+        **asdict(evaluation.score),
+        "loss": evaluation.loss,
+        "load": list(evaluation.load),
+        "alarms": list(evaluation.alarms),
+    }
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    name = torch.cuda.get_device_name() if device and device.type == "cuda" else platform.machine()
+    return {
+        **{package: version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "device": f"{device.type if device else 'cpu'} {name}",
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,0 +1,35 @@
+"""Name to adapted model: backbones, methods, saved adapters."""
+
+from peft_smop.methods.adapters import check_adapter, load_adapter, read_config
+from peft_smop.methods.backbones import (
+    DEFAULT_MODEL,
+    LoadedBackbone,
+    default_device,
+    load_backbone,
+)
+from peft_smop.methods.catalogue import (
+    METHODS,
+    Method,
+    MethodSpec,
+    ParameterCount,
+    Setting,
+    build,
+    configure,
+)
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "METHODS",
+    "LoadedBackbone",
+    "Method",
+    "MethodSpec",
+    "ParameterCount",
+    "Setting",
+    "build",
+    "check_adapter",
+    "configure",
+    "default_device",
+    "load_adapter",
+    "load_backbone",
+    "read_config",
+]

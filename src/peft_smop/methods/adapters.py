@@ -1,0 +1,96 @@
+"""Load a saved adapter onto a backbone, with every way it can be wrong said in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from peft_smop.errors import CheckpointError
+from peft_smop.tuner import SMoPConfig
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PROMPT_KEYS = ("smop_prompts", "prompt_embeddings")
+
+
+def load_adapter(backbone: PreTrainedModel, directory: Path) -> PeftModel:
+    """Put a saved adapter on a backbone, for inference.
+
+    Raises:
+        CheckpointError: files are missing, damaged, pickled, or made for another backbone.
+    """
+    check_adapter(directory, width=backbone.get_input_embeddings().weight.shape[1])
+    try:
+        return PeftModel.from_pretrained(backbone, str(directory))
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).strip().split("\n")[-1].strip()
+        raise CheckpointError(f"{directory} does not fit this backbone: {reason}") from error
+
+
+def read_config(directory: Path) -> PeftConfig:
+    """The configuration of a saved adapter.
+
+    Raises:
+        CheckpointError: it is missing or cannot be read.
+    """
+    path = directory / CONFIG_NAME
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a directory; expected a saved adapter")
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; expected the directory of a saved adapter")
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+        return PeftConfig.from_pretrained(str(directory))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}); expected an adapter's"
+            f" configuration"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} describes no adapter of a known kind: {error}") from error
+
+
+def check_adapter(directory: Path, *, width: int) -> None:
+    """Refuse an adapter that cannot be loaded safely and whole.
+
+    Args:
+        directory: the adapter's directory.
+        width: the backbone's embedding width, e.
+
+    Raises:
+        CheckpointError: with the file and what was expected.
+    """
+    config = read_config(directory)
+    path = directory / WEIGHTS_NAME
+    if not path.is_file():
+        pickled = [
+            name
+            for name in ("adapter_model.bin", "pytorch_model.bin")
+            if (directory / name).exists()
+        ]
+        if pickled:
+            raise CheckpointError(
+                f"{directory / pickled[0]} is a pickle, which can run code when read; expected"
+                f" {WEIGHTS_NAME}"
+            )
+        raise CheckpointError(f"{path} does not exist; the adapter was saved without its weights")
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            shapes = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or cut short ({error}); expected the safetensors file that was"
+            f" saved"
+        ) from error
+    for key, shape in shapes.items():
+        if key.endswith(PROMPT_KEYS) and shape[-1] != width:
+            raise CheckpointError(
+                f"{path} was trained for a backbone with embeddings of width {shape[-1]};"
+                f" this backbone's are {width} wide"
+            )
+    if isinstance(config, SMoPConfig) and not any(key.endswith("smop_prompts") for key in shapes):
+        raise CheckpointError(f"{path} holds no soft prompts; expected those of {CONFIG_NAME}")

@@ -1,0 +1,171 @@
+"""Get a backbone by name: the packaged one, a Hugging Face id, a directory, or a GGUF file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from peft_smop.embedded import MODEL_DIR, MODEL_NAME
+from peft_smop.errors import CheckpointError, ConfigError, unknown
+
+AUTO_CLASSES = {
+    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
+    "CAUSAL_LM": AutoModelForCausalLM,
+    "SEQ_CLS": AutoModelForSequenceClassification,
+}
+DEFAULT_MODEL = "t5-base"
+KNOWN_NAMES = (MODEL_NAME, "t5-small", "t5-base", "t5-large", "google/flan-t5-base")
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a backbone comes from, in the terms of `from_pretrained`."""
+
+    name: str
+    location: str
+    gguf_file: str | None = None
+
+    @classmethod
+    def of(cls, name: str) -> Source:
+        """Read a name as the packaged model, a GGUF file, a directory or a hub id.
+
+        Raises:
+            CheckpointError: the path exists and holds no model that may be read.
+        """
+        if name == MODEL_NAME:
+            return cls(name, str(MODEL_DIR))
+        path = Path(name)
+        if path.suffix == ".gguf" and path.is_file():
+            return cls(name, str(path.parent), path.name)
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise CheckpointError(
+                    f"{path} is no model: it has no config.json; expected a directory written by"
+                    " save_pretrained"
+                )
+            if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+                raise CheckpointError(
+                    f"{path} has no weights as safetensors; expected model.safetensors"
+                    " (pickled weights are not read)"
+                )
+        return cls(name, name)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Further arguments for every `from_pretrained`."""
+        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A frozen model with its tokenizer, and PEFT's name for its kind."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task_type: str
+
+
+def task_type_of(config: PreTrainedConfig) -> str:
+    """PEFT's task type for a model: text-to-text where it can write, a classifier where not."""
+    if config.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
+    architectures = " ".join(getattr(config, "architectures", None) or ())
+    if "CausalLM" in architectures or "LMHeadModel" in architectures:
+        return "CAUSAL_LM"
+    writes = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if writes and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "CAUSAL_LM"
+    return "SEQ_CLS"
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """The backbone's precision: "auto" is bf16 where the device computes in it natively."""
+    if name == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def load_backbone(
+    name: str,
+    *,
+    labels: int,
+    device: torch.device | None = None,
+    dtype: str = "auto",
+    task_type: str | None = None,
+) -> LoadedBackbone:
+    """Load a backbone and its tokenizer.
+
+    Args:
+        name: "embedded", a hub id, a directory, or a GGUF file.
+        labels: how many classes a classification head has, where the model needs one.
+        device: where to put it; the accelerator if there is one.
+        dtype: "auto", "fp32" or "bf16".
+        task_type: overrides the kind that the model's configuration says.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be reached.
+        CheckpointError: its files are damaged or not safe to read.
+    """
+    source = Source.of(name)
+    device = device or default_device()
+    config = _config(source)
+    kind = task_type or task_type_of(config)
+    extra: dict[str, Any] = dict(source.arguments)
+    if kind == "SEQ_CLS":
+        extra["num_labels"] = labels
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments)
+        model = AUTO_CLASSES[kind].from_pretrained(
+            source.location, dtype=precision(dtype, device), use_safetensors=True, **extra
+        )
+    except ImportError as error:
+        raise ConfigError(_first_sentence(error)) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"model {name!r} cannot be read: {_first_sentence(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return LoadedBackbone(model.to(device), tokenizer, kind)
+
+
+def default_device() -> torch.device:
+    """The accelerator, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def _config(source: Source) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(source.location, **source.arguments)
+    except ImportError as error:
+        raise ConfigError(f"{_first_sentence(error)}; pip install 'peft-smop[gguf]'") from error
+    except (OSError, ValueError) as error:
+        near = unknown("model", source.name, KNOWN_NAMES)
+        raise ConfigError(
+            f"{near} (not a directory here, not in the local cache, and not reached on the hub)."
+            f" --model {MODEL_NAME} needs no download."
+        ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

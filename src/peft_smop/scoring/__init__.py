@@ -1,0 +1,20 @@
+"""What a model says of a task's examples, and how good that is."""
+
+from peft_smop.scoring.evaluation import Evaluation, Prediction, evaluate, predict
+from peft_smop.scoring.formulation import FORMULATIONS, Features, Formulation, formulate
+from peft_smop.scoring.metrics import METRICS, Score, majority_label, score
+
+__all__ = [
+    "FORMULATIONS",
+    "METRICS",
+    "Evaluation",
+    "Features",
+    "Formulation",
+    "Prediction",
+    "Score",
+    "evaluate",
+    "formulate",
+    "majority_label",
+    "predict",
+    "score",
+]

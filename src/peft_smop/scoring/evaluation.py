@@ -1,0 +1,173 @@
+"""Run a model over examples and look at what came out: scores, predictions, routes, and alarms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from peft_smop.scoring.formulation import Features, Formulation
+from peft_smop.scoring.metrics import Score, score
+from peft_smop.tasks import Example
+
+COLLAPSED_SHARE = 0.98
+DEAD_LOAD = 0.01
+LOGITS_BUDGET = 2**28
+"""Most logits held at once, in numbers: 1 GiB in fp32."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model said of one example."""
+
+    example: Example
+    label: int
+    log_probabilities: tuple[float, ...]
+    prompt: int | None = None
+    """The prompt chosen by the router; None for methods that choose none."""
+    prompt_probability: float | None = None
+
+
+def predict(
+    model: nn.Module,
+    formulation: Formulation,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 32,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """Score every label of every example.
+
+    Examples are batched by length, longest first, so that running out of memory shows at once, and
+    come back in the order given.
+
+    Args:
+        model: a PEFT model or a bare one; it is put into evaluation mode and back.
+        formulation: how the task is put to this kind of model.
+        examples: what to predict; labels are not looked at.
+        batch_size: examples in a pass, fewer where the logits would not fit `LOGITS_BUDGET`.
+        on_batch: called with the number of examples done in each batch.
+    """
+    features = [formulation.encode(example) for example in examples]
+    found: list[Prediction | None] = [None] * len(examples)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in _batches(model, formulation, features, batch_size):
+                own = [features[i] for i in batch]
+                scores = formulation.label_scores(model, own)
+                routes = getattr(model, "last_routes", None)
+                rows = scores.log_probabilities.tolist()
+                for place, i in enumerate(batch):
+                    route = place * scores.repeats
+                    chosen = routes is not None and routes.indices.shape[1] == 1
+                    found[i] = Prediction(
+                        example=examples[i],
+                        label=max(range(len(rows[place])), key=rows[place].__getitem__),
+                        log_probabilities=tuple(rows[place]),
+                        prompt=int(routes.indices[route, 0]) if chosen else None,
+                        prompt_probability=float(routes.probabilities[route, 0])
+                        if chosen
+                        else None,
+                    )
+                if on_batch:
+                    on_batch(len(batch))
+    finally:
+        model.train(was_training)
+    return [prediction for prediction in found if prediction is not None]
+
+
+def _batches(
+    model: nn.Module, formulation: Formulation, features: Sequence[Features], batch_size: int
+) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first."""
+    order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
+    while order:
+        size = batch_size
+        if formulation.task_type == "CAUSAL_LM":
+            vocabulary = model.config.get_text_config().vocab_size
+            row = len(features[order[0]]["input_ids"]) * len(formulation.task.labels) * vocabulary
+            size = max(1, min(batch_size, LOGITS_BUDGET // row))
+        yield order[:size]
+        order = order[size:]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions with everything that is said about them."""
+
+    predictions: tuple[Prediction, ...]
+    score: Score
+    loss: float
+    """Mean negative log-probability of the true label."""
+    load: tuple[float, ...]
+    """Share of rows that each prompt got; empty for methods without a choice."""
+    alarms: tuple[str, ...]
+
+
+def evaluate(
+    model: nn.Module,
+    formulation: Formulation,
+    examples: Sequence[Example],
+    *,
+    majority_label: int,
+    num_prompts: int | None = None,
+    batch_size: int = 32,
+    on_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Predict and score labelled examples.
+
+    Args:
+        model: the model.
+        formulation: how the task is put to it.
+        examples: labelled examples.
+        majority_label: the training data's most common label.
+        num_prompts: k, where the method chooses between prompts.
+        batch_size: examples in a pass.
+        on_batch: called with the number of examples done in each batch.
+    """
+    predictions = predict(model, formulation, examples, batch_size=batch_size, on_batch=on_batch)
+    truth = [example.label for example in examples if example.label is not None]
+    task = formulation.task
+    counts = Counter(p.prompt for p in predictions if p.prompt is not None)
+    load = tuple(counts[j] / len(predictions) for j in range(num_prompts or 0))
+    return Evaluation(
+        predictions=tuple(predictions),
+        score=score(
+            task.metric,
+            truth,
+            [p.label for p in predictions],
+            labels=len(task.labels),
+            majority_label=majority_label,
+        ),
+        loss=-sum(p.log_probabilities[y] for p, y in zip(predictions, truth, strict=True))
+        / len(truth),
+        load=load,
+        alarms=tuple(_alarms(formulation, predictions, truth, load)),
+    )
+
+
+def _alarms(
+    formulation: Formulation,
+    predictions: Sequence[Prediction],
+    truth: Sequence[int],
+    load: Sequence[float],
+) -> Iterator[str]:
+    """Sentences about results that are not what they look like."""
+    label, count = Counter(p.label for p in predictions).most_common(1)[0]
+    share = count / len(predictions)
+    if share >= COLLAPSED_SHARE and Counter(truth)[label] / len(truth) < share:
+        yield (
+            f"collapsed: {share:.0%} of the predictions are"
+            f" {formulation.task.verbalizers[label]!r}; the score is that of a constant answer"
+        )
+    dead = [j for j, part in enumerate(load) if part < DEAD_LOAD]
+    if len(load) > 1 and dead:
+        yield (
+            f"dead prompts: {len(dead)} of {len(load)} get less than {DEAD_LOAD:.0%} of the rows"
+            f" (number {', '.join(map(str, dead))})"
+        )

@@ -1,0 +1,262 @@
+"""How a task is put to a kind of model, and how the model's verdict on each label is read.
+
+    kind of model      input                  answer                    a label's score
+    encoder-decoder    the text               verbalizer, end           log p(verbalizer, end |
+    text) causal LM          the text, "answer:"    verbalizer, end           log p(verbalizer, end
+    | text) encoder            the text               class of a trained head   log p(class | text)
+
+Labels are scored, never generated: every answer is one of the task's labels, and one pass tells
+all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
+
+from peft_smop.errors import ConfigError
+from peft_smop.tasks import Example, Task
+
+IGNORED_LABEL = -100
+Features = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """What one batch of rows was found to be."""
+
+    log_probabilities: Float[Tensor, "b m"]
+    """Of each of the task's m labels; not normalised over the labels for text-to-text models."""
+    repeats: int
+    """How many neighbouring rows of the last backbone pass belong to one row of the batch."""
+
+
+class Formulation(ABC):
+    """One task, put to one kind of model.
+
+    Args:
+        task: the task.
+        tokenizer: the model's tokenizer.
+        max_length: the longest input in tokens; what is longer is cut and counted in `truncated`.
+    """
+
+    task_type: ClassVar[str]
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.task = task
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.truncated = 0
+
+    @abstractmethod
+    def encode(self, example: Example) -> Features:
+        """Token ids of one example's input, and of its answer where it has a label."""
+
+    @abstractmethod
+    def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
+        """Pad features of one batch to a common length, on the right."""
+
+    @abstractmethod
+    def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
+        """Score every label for every row."""
+
+    def _cut(self, ids: list[int], room: int, *, keep_last: int = 0) -> list[int]:
+        """Cut to `room` tokens, keeping the last few, which end the input."""
+        if len(ids) <= room:
+            return ids
+        self.truncated += 1
+        return ids[: room - keep_last] + ids[len(ids) - keep_last :]
+
+    def _pad(self, rows: Sequence[Sequence[int]], value: int) -> Int[Tensor, "b n"]:
+        length = max(len(row) for row in rows)
+        return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+
+    def _inputs(self, features: Sequence[Features]) -> dict[str, Tensor]:
+        rows = [f["input_ids"] for f in features]
+        padding = self.tokenizer.pad_token_id
+        return {
+            "input_ids": self._pad(rows, 0 if padding is None else padding),
+            "attention_mask": self._pad([[1] * len(row) for row in rows], 0),
+        }
+
+
+def _on(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _sequence_scores(
+    logits: Float[Tensor, "r n v"], labels: Int[Tensor, "r n"]
+) -> Float[Tensor, "r"]:
+    """The summed log-probability of the labels that count, in fp32."""
+    losses = nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    return -losses.sum(dim=1)
+
+
+class TextToText(Formulation):
+    """Encoder-decoders: the answer is decoded from the text."""
+
+    task_type = "SEQ_2_SEQ_LM"
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        super().__init__(task, tokenizer, max_length)
+        answers = [tokenizer(text)["input_ids"] for text in task.verbalizers]
+        # some tokenizers put a start token first; the decoder has one of its own
+        self._answers = [a[1:] if a[0] == tokenizer.bos_token_id else a for a in answers]
+
+    def encode(self, example: Example) -> Features:
+        """The text and its verbalizer, both with their end token."""
+        ids = self.tokenizer(example.text, verbose=False)["input_ids"]
+        features: Features = {"input_ids": self._cut(ids, self.max_length, keep_last=1)}
+        if example.label is not None:
+            features["labels"] = self._answers[example.label]
+        return features
+
+    def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
+        """Inputs padded with the padding token, answers with -100."""
+        batch = self._inputs(features)
+        if "labels" in features[0]:
+            batch["labels"] = self._pad([f["labels"] for f in features], IGNORED_LABEL)
+        return batch
+
+    def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
+        """Encode once, then decode all labels together: b·m short decoder rows."""
+        device = next(model.parameters()).device
+        inputs = _on(device, self._inputs(features))
+        rows, count = len(features), len(self._answers)
+        start = model.config.decoder_start_token_id
+        first = torch.full((rows, 1), start, device=device)
+        states = model(**inputs, decoder_input_ids=first).encoder_last_hidden_state
+        labels = self._pad(self._answers, IGNORED_LABEL).to(device).repeat(rows, 1)
+        shifted = labels.roll(1, dims=1).clamp(min=0)
+        shifted[:, 0] = start
+        repeated = {k: v.repeat_interleave(count, dim=0) for k, v in inputs.items()}
+        logits = model(
+            **repeated,
+            encoder_outputs=BaseModelOutput(states.repeat_interleave(count, dim=0)),
+            decoder_input_ids=shifted,
+        ).logits
+        return LabelScores(_sequence_scores(logits, labels).view(rows, count), repeats=1)
+
+
+class Continuation(Formulation):
+    """Causal LMs: the answer continues the text after a line that asks for it."""
+
+    task_type = "CAUSAL_LM"
+    cue: ClassVar[str] = "\nanswer:"
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        super().__init__(task, tokenizer, max_length)
+        self._cue = tokenizer(self.cue, add_special_tokens=False)["input_ids"]
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self._answers = [
+            tokenizer(" " + text, add_special_tokens=False)["input_ids"] + end
+            for text in task.verbalizers
+        ]
+
+    def encode(self, example: Example) -> Features:
+        """The context alone as `input_ids`, the answer's tokens as `answer`."""
+        room = self.max_length - len(self._cue) - max(map(len, self._answers))
+        ids = self._cut(self.tokenizer(example.text, verbose=False)["input_ids"], room)
+        features: Features = {"input_ids": ids + self._cue}
+        if example.label is not None:
+            features["answer"] = self._answers[example.label]
+        return features
+
+    def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
+        """Context and answer in one row; labels count on the answer only."""
+        return self._joined([(f["input_ids"], f["answer"]) for f in features])
+
+    def _joined(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+        batch = self._inputs([{"input_ids": context + answer} for context, answer in pairs])
+        labels = [[IGNORED_LABEL] * len(context) + answer for context, answer in pairs]
+        return {**batch, "labels": self._pad(labels, IGNORED_LABEL)}
+
+    def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
+        """One row for every text and label; labels are passed so that routes follow the text."""
+        device = next(model.parameters()).device
+        pairs = [(f["input_ids"], answer) for f in features for answer in self._answers]
+        batch = _on(device, self._joined(pairs))
+        logits = model(**batch).logits
+        # PEFT leaves the logits of its own virtual tokens in front
+        logits = logits[:, -batch["labels"].shape[1] :]
+        scores = _sequence_scores(logits[:, :-1], batch["labels"][:, 1:])
+        count = len(self._answers)
+        return LabelScores(scores.view(len(features), count), repeats=count)
+
+
+class Classification(Formulation):
+    """Encoders: a trained head names the class."""
+
+    task_type = "SEQ_CLS"
+
+    def encode(self, example: Example) -> Features:
+        """The text with the tokenizer's special tokens, and the label's index."""
+        ids = self.tokenizer(example.text, verbose=False)["input_ids"]
+        features: Features = {"input_ids": self._cut(ids, self.max_length, keep_last=1)}
+        if example.label is not None:
+            features["labels"] = example.label
+        return features
+
+    def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
+        """Padded inputs and a vector of class indices."""
+        batch = self._inputs(features)
+        if "labels" in features[0]:
+            batch["labels"] = torch.tensor([f["labels"] for f in features])
+        return batch
+
+    def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
+        """One pass; the head's log-probabilities."""
+        device = next(model.parameters()).device
+        logits = model(**_on(device, self._inputs(features))).logits
+        return LabelScores(logits.float().log_softmax(dim=-1), repeats=1)
+
+
+FORMULATIONS: dict[str, type[Formulation]] = {
+    kind.task_type: kind for kind in (TextToText, Continuation, Classification)
+}
+
+
+def formulate(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    task_type: str,
+    max_length: int,
+    prompt_length: int = 0,
+) -> Formulation:
+    """Choose the formulation for a model.
+
+    Args:
+        task: the task.
+        model: the backbone, for the number of positions it has.
+        tokenizer: its tokenizer.
+        task_type: PEFT's name for the kind of model.
+        max_length: the longest input in tokens.
+        prompt_length: positions that a soft prompt takes from a backbone which has a fixed number.
+
+    Raises:
+        ConfigError: the prompt leaves no room for an input.
+    """
+    text_config = model.config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None)
+    room = max_length if positions is None else min(max_length, positions - prompt_length - 2)
+    if room < 8:
+        raise ConfigError(
+            f"a prompt of {prompt_length} virtual tokens leaves {max(room, 0)} of the model's"
+            f" {positions} positions for the text; lower num_virtual_tokens"
+        )
+    return FORMULATIONS[task_type](task, tokenizer, room)
+
+
+__all__ = ["FORMULATIONS", "Features", "Formulation", "LabelScores", "formulate"]

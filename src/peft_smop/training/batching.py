@@ -1,0 +1,60 @@
+"""Batches of rows of similar length, in an order that only the seed and the epoch decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+WINDOW = 20
+"""Batches that are sorted together: enough to make padding rare, few enough to keep batches
+random."""
+JITTER = 0.1
+"""How much lengths are blurred before sorting, so that small data do not repeat their batches."""
+
+
+class LengthSampler(Sampler[int]):
+    """Row indices such that consecutive batches hold rows of similar length.
+
+    Rows are shuffled, sorted by blurred length within windows, cut into batches, and the batches
+    shuffled; an incomplete batch comes last. The order is a function of seed and epoch, so that a
+    resumed run continues in the order of the interrupted one.
+
+    Args:
+        lengths: of every row, in tokens.
+        batch_size: rows in a batch.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(len(self.lengths))
+        blurred = self.lengths * generator.uniform(1 - JITTER, 1 + JITTER, len(self.lengths))
+        span = WINDOW * self.batch_size
+        windows = [order[i : i + span] for i in range(0, len(order), span)]
+        rows = np.concatenate([w[np.argsort(blurred[w], kind="stable")] for w in windows])
+        whole = len(rows) // self.batch_size * self.batch_size
+        batches = rows[:whole].reshape(-1, self.batch_size)
+        yield from batches[generator.permutation(len(batches))].ravel().tolist()
+        yield from rows[whole:].tolist()
+
+
+def padding_ratio(lengths: Sequence[int], order: Sequence[int], batch_size: int) -> float:
+    """Tokens computed over tokens of text, for rows batched in the given order."""
+    ordered = [lengths[i] for i in order]
+    batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+    return sum(max(batch) * len(batch) for batch in batches) / sum(ordered)

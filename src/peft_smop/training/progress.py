@@ -1,0 +1,91 @@
+"""A progress bar with the loss, the validation score and the time left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class ProgressBar(TrainerCallback):
+    """One line on the terminal; where there is none, a line of text at every evaluation.
+
+    Args:
+        console: where to draw.
+        title: what the line begins with.
+    """
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console = console
+        self.title = title
+        self.progress: Progress | None = None
+        self.texts = {"loss": "loss –", "score": "validation –"}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Draw the empty bar."""
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}  {task.fields[score]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.bar = self.progress.add_task(
+            self.title, total=state.max_steps, completed=state.global_step, **self.texts
+        )
+        self.progress.start()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Move on by a step."""
+        if self.progress:
+            self.progress.update(self.bar, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the newest figures."""
+        logs = logs or {}
+        if "loss" in logs:
+            self.texts["loss"] = f"loss {logs['loss']:.3f}"
+        if "eval_score" in logs:
+            best = max(
+                [e["eval_score"] for e in state.log_history if "eval_score" in e],
+                default=logs["eval_score"],
+            )
+            self.texts["score"] = f"validation {logs['eval_score']:.1f} (best {best:.1f})"
+            if not self.console.is_terminal:
+                self.console.print(
+                    f"{self.title}: step {state.global_step}/{state.max_steps}"
+                    f"  {self.texts['loss']}  {self.texts['score']}",
+                    soft_wrap=True,
+                )
+        if self.progress:
+            self.progress.update(self.bar, **self.texts)
+
+    def close(self) -> None:
+        """Remove the bar, however training ended."""
+        if self.progress:
+            self.progress.stop()
+            self.progress = None

@@ -1,0 +1,124 @@
+"""Hugging Face's Trainer with our batches, our score, and our alarms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from peft_smop.errors import RunError
+from peft_smop.scoring import Evaluation, Features
+from peft_smop.training.batching import LengthSampler
+
+COMPLETE = "complete"
+"""Written into a checkpoint when everything else is there; a checkpoint without it is ignored."""
+
+
+class ScoringTrainer(Trainer):
+    """A Trainer whose evaluation scores labels and whose batches hold rows of similar length.
+
+    Args:
+        score: evaluates the model in its present state.
+        features: the encoded training rows.
+        kwargs: as for `transformers.Trainer`.
+    """
+
+    def __init__(
+        self, *, score: Callable[[], Evaluation], features: list[Features], **kwargs: Any
+    ) -> None:
+        super().__init__(train_dataset=features, eval_dataset=[], **kwargs)
+        self._score = score
+        self._lengths = [len(f["input_ids"]) for f in features]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return LengthSampler(self._lengths, self.args.train_batch_size, self.args.seed)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Score the validation examples; refuse to go on from weights that are not finite."""
+        check_finite(self.model, self.state)
+        evaluation = self._score()
+        metrics = {
+            "eval_score": evaluation.score.value,
+            "eval_loss": evaluation.loss,
+            "eval_majority": evaluation.score.majority,
+            **{f"eval_load_{j}": part for j, part in enumerate(evaluation.load)},
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+def check_finite(model: Any, state: TrainerState) -> None:
+    """Stop before a checkpoint is written from ruined weights.
+
+    Raises:
+        RunError: a trained parameter is not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise _diverged(f"{name.rsplit('.', 2)[1]} is not finite", state)
+
+
+def _diverged(what: str, state: TrainerState) -> RunError:
+    kept = state.best_model_checkpoint
+    good = f"the best state so far is kept in {kept}" if kept else "no good state was reached"
+    return RunError(
+        f"training stopped at step {state.global_step}: {what}; {good}; lower the learning rate"
+    )
+
+
+class FiniteLoss(TrainerCallback):
+    """Stop at the first logged loss that is not a number."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the loss that the trainer has fetched from the device anyway."""
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise _diverged(f"the loss became {loss}", state)
+
+
+class CompleteCheckpoint(TrainerCallback):
+    """Mark a checkpoint as whole once all its files are written."""
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Write the mark; the trainer calls this after its last file."""
+        assert args.output_dir is not None
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if folder.is_dir():
+            (folder / COMPLETE).touch()
+
+
+def last_complete_checkpoint(output: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None."""
+    steps = {
+        int(folder.name.rsplit("-", 1)[1]): folder
+        for folder in output.glob("checkpoint-*")
+        if folder.name.rsplit("-", 1)[1].isdigit() and (folder / COMPLETE).is_file()
+    }
+    return steps[max(steps)] if steps else None
