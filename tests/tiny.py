@@ -1,9 +1,11 @@
 """Tiny random models of every kind of backbone, and batches for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from peft import PeftModel, get_peft_model
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -18,6 +20,7 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     RobertaConfig,
@@ -25,6 +28,9 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from peft_smop import SMoPConfig
+from peft_smop.tuner.layer import SMoPLayer
 
 WIDTH = 32
 VOCABULARY = 100
@@ -115,8 +121,8 @@ class Kind:
     build: Callable[[], PreTrainedModel]
     task_type: str
     left_padding_harmless: bool = True
-    """BART counts positions by slot, so that left padding moves the tokens of the bare model as
-    well."""
+    """BART counts positions by slot and BERT pools the first slot, so that left padding changes
+    what the bare models answer as well."""
 
     def model(self, seed: int = 0) -> PreTrainedModel:
         torch.manual_seed(seed)
@@ -134,10 +140,15 @@ KINDS = {
     ),
     "gpt2": Kind(_gpt2, "CAUSAL_LM"),
     "opt": Kind(_opt, "CAUSAL_LM"),
-    "bert": Kind(lambda: BertForSequenceClassification(BertConfig(**_COMMON)), "SEQ_CLS"),
+    "bert": Kind(
+        lambda: BertForSequenceClassification(BertConfig(**_COMMON)),
+        "SEQ_CLS",
+        left_padding_harmless=False,
+    ),
     "roberta": Kind(
         lambda: RobertaForSequenceClassification(RobertaConfig(**_COMMON, pad_token_id=1)),
         "SEQ_CLS",
+        left_padding_harmless=False,
     ),
 }
 GENERATORS = [name for name, kind in KINDS.items() if kind.task_type != "SEQ_CLS"]
@@ -171,3 +182,60 @@ def attended(
     """The logits of row i that belong to tokens which attention keeps."""
     own = logits[i : i + 1]
     return own[:, made["attention_mask"][i].bool()] if kind.task_type == "CAUSAL_LM" else own
+
+
+def adapted(kind: Kind, *, seed: int = 0, adapter: str = "default", **options) -> PeftModel:
+    """The kind with a SMoP adapter whose router is decided enough for rows to differ."""
+    model = get_peft_model(
+        kind.model(seed), SMoPConfig(task_type=kind.task_type, **options), adapter_name=adapter
+    )
+    return decided(model, adapter)
+
+
+def decided(model: PeftModel, adapter: str = "default", seed: int = 5) -> PeftModel:
+    """Draw prompts that matter and a router that sends rows different ways."""
+    generator = torch.Generator().manual_seed(seed)
+    layer, spread = model.smop_layer, model.get_input_embeddings().weight.detach().float().std()
+    with torch.no_grad():
+        prompts = layer.smop_prompts[adapter]
+        prompts.copy_(torch.randn(prompts.shape, generator=generator) * spread * 2)
+        if adapter in layer.smop_routers:
+            router = layer.smop_routers[adapter]
+            router.copy_(torch.randn(router.shape, generator=generator) / spread)
+    return model.eval()
+
+
+def alone(bare: PreTrainedModel, smop: SMoPLayer, made: dict[str, torch.Tensor], name="default"):
+    """What the method says about ONE row without padding, by the bare model and four lines.
+
+    Returns:
+        The row's route, its probability, and its spliced embeddings [p_c P_c; X].
+    """
+    assert len(made["input_ids"]) == 1
+    x = bare.get_input_embeddings()(made["input_ids"])
+    p = (x[0].float().mean(dim=0) @ smop.smop_routers[name]).softmax(dim=0)
+    c = p.argmax()
+    return c, p[c], torch.cat([(p[c] * smop.smop_prompts[name][c])[None].to(x.dtype), x], dim=1)
+
+
+def answer(kind: Kind, bare: PreTrainedModel, x: torch.Tensor, made: dict[str, torch.Tensor]):
+    """The bare model's logits for spliced embeddings, with the prompt's places taken out."""
+    width = x.shape[1] - made["input_ids"].shape[1]
+    if kind.task_type == "SEQ_2_SEQ_LM":
+        return bare(inputs_embeds=x, labels=made["labels"]).logits
+    if kind.task_type == "CAUSAL_LM":
+        return bare(inputs_embeds=x).logits[:, width:]
+    states = bare.base_model(inputs_embeds=x).last_hidden_state[:, width:]
+    pooler = bare.base_model.pooler
+    return bare.classifier(states if pooler is None else pooler(states))
+
+
+def without_dropout(model: torch.nn.Module) -> torch.nn.Module:
+    """Switch the backbone's dropout off where training must be compared to the last digits."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model

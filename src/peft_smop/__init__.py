@@ -1,7 +1,7 @@
 """Sparse mixtures of soft prompts (SMoP) for frozen language models, as a plug-in for PEFT.
 
-Importing this package registers the method with PEFT: `get_peft_model`, `PeftModel.from_pretrained` and everything
-else of PEFT then work with it. Nothing else happens on import.
+Importing this package registers the method with PEFT: `get_peft_model`,
+`PeftModel.from_pretrained` and everything else of PEFT then work with it. Nothing else happens.
 """
 
 from peft_smop.tuner import Routes, SMoPConfig, SMoPModel

@@ -1,7 +1,7 @@
 """The one tree of exceptions that a user can cause.
 
-The command line prints the sentence of an `SMoPError` and exits with code 2. Anything else that escapes is a
-defect of this package and keeps its traceback.
+The command line prints the sentence of an `SMoPError` and exits with code 2. Anything else that
+escapes is a defect of this package and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -110,13 +110,17 @@ def run(
     """
     console = console or Console(quiet=True)
     directory = RunDirectory(output)
-    directory.prepare(resume=resume, overwrite=overwrite)
+    directory.check(resume=resume, overwrite=overwrite)
     if resume and directory.spec.is_file():
         _check_same(RunSpec.load(directory.spec), spec, directory)
         if directory.is_finished:
             return directory.read_result()
     prepared = prepare(spec)
     train, validation, test = _parts(prepared.split, spec)
+    # only now: an earlier result outlives a mistake in the new run's data or options
+    output.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        directory.clear()
     spec.save(directory.spec)
     write_json(directory.task, asdict(prepared.task))
     write_json(directory.split, prepared.split.record())

@@ -95,8 +95,8 @@ class RunDirectory:
         """Whether the run came to its end."""
         return self.result.is_file()
 
-    def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the directory ready for a run.
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse to use the directory in a way that could lose something.
 
         Raises:
             ConfigError: both ways of using a used directory were asked for.
@@ -106,21 +106,24 @@ class RunDirectory:
             raise ConfigError("--resume and --overwrite exclude each other; give one")
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; expected a directory for the run")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not self.spec.is_file():
-                raise RunError(
-                    f"{self.path} is not empty and holds no run; give --output another directory"
-                )
-            if overwrite:
-                shutil.rmtree(self.path)
-            elif not resume:
-                state = "a finished run" if self.is_finished else "an unfinished run"
-                remedy = "" if self.is_finished else "--resume to go on with it, "
-                raise RunError(
-                    f"{self.path} already holds {state}; use {remedy}--overwrite to start again,"
-                    " or another --output"
-                )
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not self.spec.is_file():
+            raise RunError(
+                f"{self.path} is not empty and holds no run; give --output another directory"
+            )
+        if not resume and not overwrite:
+            state = "a finished run" if self.is_finished else "an unfinished run"
+            remedy = "" if self.is_finished else "--resume to go on with it, "
+            raise RunError(
+                f"{self.path} already holds {state}; use {remedy}--overwrite to start again,"
+                " or another --output"
+            )
+
+    def clear(self) -> None:
+        """Delete whatever an earlier run left; the result last, so that it never lies."""
+        for path in sorted(self.path.glob("*"), key=lambda path: path == self.result):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def read_result(self) -> dict[str, Any]:
         """The result of a finished run.

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import PeftModel
+from peft import PeftModel, TaskType
 
 from peft_smop.errors import CheckpointError, ConfigError
 from peft_smop.lab.run import put
@@ -74,7 +74,7 @@ def load_trained(
         spec.model,
         labels=len(definition.labels),
         dtype=spec.training.precision,
-        task_type=str(config.task_type.value) if config.task_type else None,
+        task_type=TaskType(config.task_type).value if config.task_type else None,
     )
     adapted = load_adapter(backbone.model, adapter).eval()
     return Trained(spec, definition, adapted, put(definition, backbone, spec))

@@ -131,7 +131,8 @@ def load_backbone(
     kind = task_type or task_type_of(config)
     extra: dict[str, Any] = dict(source.arguments)
     if kind == "SEQ_CLS":
-        extra["num_labels"] = labels
+        # the head is trained anew anyway, also where the model brings one for other labels
+        extra |= {"num_labels": labels, "ignore_mismatched_sizes": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments)
         model = AUTO_CLASSES[kind].from_pretrained(

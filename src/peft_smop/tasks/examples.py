@@ -43,9 +43,10 @@ def to_examples(rows: Iterable[Row], task: Task, columns: Columns) -> tuple[Exam
     rows = list(rows)
     examples = tuple(
         Example(
-            id=_name(row, columns.id) if columns.id else str(row.number),
+            # text and label first: what is wrong with them says more than a missing id
             text=_rendered(row, task),
             label=_label(row, task, columns.label),
+            id=_name(row, columns.id) if columns.id else str(row.number),
             group=_name(row, columns.group) if columns.group else None,
             population=_name(row, columns.population) if columns.population else None,
         )

@@ -23,7 +23,6 @@ from peft_smop.tasks import Example
 from peft_smop.training.options import TrainingOptions
 from peft_smop.training.trainer import (
     CompleteCheckpoint,
-    FiniteLoss,
     ScoringTrainer,
     last_complete_checkpoint,
 )
@@ -100,7 +99,6 @@ def fit(
         data_collator=formulation.collate,
         callbacks=[
             EarlyStoppingCallback(early_stopping_patience=options.patience),
-            FiniteLoss(),
             CompleteCheckpoint(),
             *callbacks,
         ],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import (
     Trainer,
@@ -40,9 +41,31 @@ class ScoringTrainer(Trainer):
         super().__init__(train_dataset=features, eval_dataset=[], **kwargs)
         self._score = score
         self._lengths = [len(f["input_ids"]) for f in features]
+        self._first_bad_step: Tensor | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return LengthSampler(self._lengths, self.args.train_batch_size, self.args.seed)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Remember the first step whose loss is not finite, on the device and without waiting."""
+        loss = super().training_step(*args, **kwargs)
+        step = torch.full_like(loss, self.state.global_step + 1)
+        if self._first_bad_step is None:
+            self._first_bad_step = torch.full_like(loss, math.inf)
+        bad = torch.where(torch.isfinite(loss), math.inf, step)
+        self._first_bad_step = torch.minimum(self._first_bad_step, bad)
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Stop at a loss that is not finite; the trainer has fetched it from the device anyway.
+
+        Raises:
+            RunError: with the step at which it happened.
+        """
+        super().log(logs, *args, **kwargs)
+        loss = logs.get("loss")
+        if loss is not None and not math.isfinite(loss) and self._first_bad_step is not None:
+            raise _diverged(f"the loss became {loss}", self.state, int(self._first_bad_step))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Score the validation examples; refuse to go on from weights that are not finite."""
@@ -69,32 +92,14 @@ def check_finite(model: Any, state: TrainerState) -> None:
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise _diverged(f"{name.rsplit('.', 2)[1]} is not finite", state)
+            what = f"{name.rsplit('.', 2)[1]} is not finite"
+            raise _diverged(what, state, state.global_step)
 
 
-def _diverged(what: str, state: TrainerState) -> RunError:
+def _diverged(what: str, state: TrainerState, step: int) -> RunError:
     kept = state.best_model_checkpoint
     good = f"the best state so far is kept in {kept}" if kept else "no good state was reached"
-    return RunError(
-        f"training stopped at step {state.global_step}: {what}; {good}; lower the learning rate"
-    )
-
-
-class FiniteLoss(TrainerCallback):
-    """Stop at the first logged loss that is not a number."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Look at the loss that the trainer has fetched from the device anyway."""
-        loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise _diverged(f"the loss became {loss}", state)
+    return RunError(f"training stopped at step {step}: {what}; {good}; lower the learning rate")
 
 
 class CompleteCheckpoint(TrainerCallback):

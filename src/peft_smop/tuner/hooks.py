@@ -222,8 +222,7 @@ class PromptHooks:
         return torch.where(reads_context[:, None], context, attended)
 
     def after_backbone(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Drop the prompt's positions, so that heads, losses and callers see the tokens they
-        know."""
+        """Drop the prompt's positions: heads, losses and callers see the tokens they know."""
         cache = output.get("past_key_values") if hasattr(output, "get") else None
         if cache is not None:
             cache.smop_holds_prompt = self._layout is not None or getattr(

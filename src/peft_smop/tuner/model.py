@@ -141,8 +141,7 @@ class SMoPModel(BaseTuner):
             self._hooks.context_adapters.discard(name)
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        """Nothing to mark: the backbone was frozen at the first injection and adapters manage
-        themselves."""
+        """Nothing to mark: the backbone was frozen at injection, adapters manage themselves."""
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         # only ours: an inner adapter (LoRA) belongs to the backbone

@@ -1,0 +1,180 @@
+"""What cannot work is refused at the door, in one sentence with field, value and remedy."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import PeftType, get_peft_model
+from torch import nn
+
+from peft_smop import SMoPConfig
+from peft_smop.errors import ConfigError, SMoPError
+from peft_smop.tuner.registration import extend_peft_types, register
+from peft_smop.tuner.model import SMoPModel
+from tiny import KINDS, adapted, batch
+
+REFUSED = {
+    "no prompt": ({"num_prompts": 0}, "num_prompts=0 .* at least 1"),
+    "a negative number": ({"num_prompts": -1}, "num_prompts=-1 .* at least 1"),
+    "a truth value": ({"num_prompts": True}, "num_prompts=True .* whole number"),
+    "no virtual token": ({"num_virtual_tokens": 0}, "num_virtual_tokens=0 .* at least 1"),
+    "a misspelt routing": ({"routing": "liner"}, "unknown routing 'liner'; did you mean linear"),
+    "a strange routing": ({"routing": "quantum"}, "unknown routing 'quantum'; known: .*linear"),
+    "one prompt of four": (
+        {"routing": "single", "num_prompts": 4},
+        "num_prompts=4 contradicts routing='single'",
+    ),
+    "noise without a router": (
+        {"routing": "single", "perturbation": True},
+        "perturbation=True contradicts routing='single'",
+    ),
+    "a misspelt init": ({"init": "vocabulry"}, "unknown init 'vocabulry'; did you mean vocabulary"),
+    "text without text": ({"init": "text"}, "init='text' needs init_text"),
+    "empty text": ({"init": "text", "init_text": ""}, "init='text' needs init_text"),
+    "labels without labels": ({"init": "labels"}, "init='labels' needs init_labels"),
+    "adapter without adapter": ({"init": "adapter"}, "init='adapter' needs init_adapter"),
+    "no spread": ({"init": "normal", "init_std": 0.0}, "init_std=0.0 must be above 0"),
+    "no number as spread": ({"init": "normal", "init_std": float("nan")}, "init_std=nan"),
+    "a newer format": ({"format_version": 2}, "format_version=2 is newer .* upgrade peft-smop"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_configuration_that_cannot_work_is_refused(what):
+    options, message = REFUSED[what]
+    with pytest.raises(ConfigError, match=message) as caught:
+        SMoPConfig(task_type="SEQ_2_SEQ_LM", **options)
+    assert "\n" not in str(caught.value)
+
+
+WRONGLY_TYPED = {
+    "num_prompts": (2.5, "num_prompts=2.5 must be a whole number"),
+    "num_virtual_tokens": (None, "num_virtual_tokens=None must be a whole number"),
+    "router_scope": ("contxt", "unknown router_scope 'contxt'; did you mean context"),
+    "routing": (3, "unknown routing"),
+    "init": (None, "unknown init"),
+    "init_std": ("wide", "init_std='wide'"),
+    "format_version": ("1", "format_version='1'"),
+    "init_text": (3, "init_text"),
+    "seed": (None, "seed=None"),
+}
+
+
+@pytest.fixture(scope="module")
+def messages_of_wrong_types():
+    """In a process of its own, as users have it: these tests check types at every call."""
+    script = """
+import json, sys
+from peft_smop import SMoPConfig
+from peft_smop.errors import ConfigError
+found = {}
+for field, value in json.loads(sys.argv[1]).items():
+    more = {"init": "text"} if field == "init_text" else {}
+    try:
+        SMoPConfig(task_type="SEQ_2_SEQ_LM", **{field: value}, **more)
+        found[field] = "accepted"
+    except Exception as error:
+        found[field] = f"{isinstance(error, ConfigError)}: {error}"
+print(json.dumps(found))
+"""
+    given = json.dumps({field: value for field, (value, _) in WRONGLY_TYPED.items()})
+    done = subprocess.run(
+        [sys.executable, "-c", script, given], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("field", WRONGLY_TYPED)
+def test_a_value_of_a_wrong_type_is_refused(field, messages_of_wrong_types):
+    """A configuration is also read from JSON, where anything may stand."""
+    found = messages_of_wrong_types[field]
+    assert found.startswith("True: ")
+    assert WRONGLY_TYPED[field][1] in found
+
+
+def test_an_unknown_field_is_refused():
+    with pytest.raises(TypeError, match="num_prompt"):
+        SMoPConfig(num_prompt=4)
+
+
+def test_a_wrong_task_type_is_refused_by_peft():
+    with pytest.raises(ValueError, match="task type"):
+        SMoPConfig(task_type="SEQ2SEQ")
+
+
+def test_defaults_are_the_paper_s():
+    config = SMoPConfig()
+    assert (config.num_prompts, config.num_virtual_tokens) == (4, 5)
+    assert (config.routing, config.perturbation) == ("linear", True)
+    assert config.peft_type == PeftType.SMOP == "SMOP"
+    assert not config.is_prompt_learning
+    single = SMoPConfig(routing="single")
+    assert (single.num_prompts, single.perturbation) == (1, False)
+    # nothing to perturb is no contradiction
+    assert SMoPConfig(routing="single", num_prompts=1, perturbation=False).num_prompts == 1
+
+
+def test_what_is_no_transformers_model_is_refused():
+    with pytest.raises(ConfigError, match="Sequential is not a transformers model"):
+        get_peft_model(nn.Sequential(nn.Linear(2, 2)), SMoPConfig())
+
+
+def test_a_model_without_text_embeddings_is_refused():
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"input embedding|inputs_embeds"):
+        get_peft_model(ViTForImageClassification(config), SMoPConfig())
+
+
+def test_a_ready_made_attention_mask_has_no_room_for_the_prompt():
+    kind = KINDS["llama"]
+    model, made = adapted(kind), batch(kind)
+    made["attention_mask"] = torch.ones(4, 1, 7, 7, dtype=torch.bool)
+    with pytest.raises(ConfigError, match="two-dimensional attention mask"):
+        model(**made)
+
+
+def test_an_input_that_is_too_long_with_the_prompt_says_so_as_the_backbone_does():
+    """Position tables end somewhere; the prompt takes places in them."""
+    kind = KINDS["gpt2"]  # 64 positions
+    model = adapted(kind)
+    fits = torch.randint(3, 100, (1, 59))
+    model(input_ids=fits)
+    with pytest.raises((IndexError, ConfigError)):
+        model(input_ids=torch.randint(3, 100, (1, 60)))
+
+
+def test_registration_is_idempotent_and_plain():
+    before = list(PeftType)
+    extend_peft_types()
+    register(SMoPConfig, SMoPModel)
+    assert list(PeftType) == before
+    assert PeftType("SMOP") is PeftType.SMOP
+    assert PeftType["SMOP"] is PeftType.SMOP
+    assert PeftType.SMOP.value == PeftType.SMOP.name == "SMOP"
+    assert repr(PeftType.SMOP) == "<PeftType.SMOP: 'SMOP'>"
+    assert len(set(PeftType)) == len(before)
+
+
+def test_a_method_of_that_name_in_peft_itself_is_never_replaced(monkeypatch):
+    from peft import LoraConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.SMOP, LoraConfig)
+    with pytest.raises(SMoPError, match="brings a method named SMOP of its own"):
+        extend_peft_types()
+
+
+def test_a_peft_type_survives_pickling():
+    import copy
+    import pickle
+
+    assert pickle.loads(pickle.dumps(PeftType.SMOP)) is PeftType.SMOP
+    assert copy.deepcopy(PeftType.SMOP) is PeftType.SMOP
+    assert pickle.loads(pickle.dumps(SMoPConfig())) == SMoPConfig()

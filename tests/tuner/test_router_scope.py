@@ -1,0 +1,167 @@
+"""A causal LM must route in training on what it will see at inference: the context."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from peft_smop import SMoPConfig
+from tiny import KINDS, VOCABULARY, adapted, batch, row
+
+DECODERS = [name for name, kind in KINDS.items() if kind.task_type == "CAUSAL_LM"]
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+def with_answers(context, answer):
+    ids = torch.cat([context["input_ids"], answer], dim=1)
+    mask = torch.cat([context["attention_mask"], torch.ones_like(answer)], dim=1)
+    labels = torch.cat([torch.full_like(context["input_ids"], -100), answer], dim=1)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def draw(seed, length=4):
+    return torch.randint(3, VOCABULARY, (4, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", None])
+def test_the_context_is_the_default_for_causal_lms_alone(task):
+    expected = "context" if task == "CAUSAL_LM" else "input"
+    assert SMoPConfig(task_type=task).router_scope == expected
+    assert SMoPConfig(task_type=task, router_scope="input").router_scope == "input"
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_route_with_labels_is_the_route_of_the_context_alone(name):
+    kind = KINDS[name]
+    model, context = adapted(kind), batch(kind)
+    model(**context)
+    expected = model.last_routes
+    for seed in range(3):
+        model(**with_answers(context, draw(seed)))
+        assert torch.equal(model.last_routes.indices, expected.indices)
+        assert_close(model.last_routes.logits, expected.logits)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_in_training_as_well(name):
+    kind = KINDS[name]
+    model, context = adapted(kind, perturbation=False).train(), batch(kind)
+    model(**context)
+    expected = model.last_routes
+    model(**with_answers(context, draw(0)))
+    assert_close(model.last_routes.logits, expected.logits)
+
+
+def test_with_the_perturbation_the_answer_changes_no_route_either():
+    kind = KINDS["llama"]
+    context = batch(kind)
+    routes = []
+    for seed in (0, 1):
+        model = adapted(kind).train()
+        model(**with_answers(context, draw(seed)))
+        routes.append(model.last_routes)
+    assert_close(routes[0].logits, routes[1].logits)
+
+
+def test_answers_on_the_left_padded_side_of_other_rows_change_nothing():
+    """Contexts and answers of different lengths in one batch, padded on the right."""
+    kind = KINDS["llama"]
+    model = adapted(kind)
+    ids = torch.randint(3, VOCABULARY, (3, 9))
+    labels, mask = torch.full_like(ids, -100), torch.ones_like(ids)
+    for i, (start, end) in enumerate([(3, 9), (6, 8), (1, 4)]):
+        labels[i, start:end] = ids[i, start:end]
+        mask[i, end:] = 0
+    model(input_ids=ids, attention_mask=mask, labels=labels)
+    routes = model.last_routes
+    for i, start in enumerate([3, 6, 1]):
+        model(input_ids=ids[i : i + 1, :start])
+        assert_close(model.last_routes.logits[0], routes.logits[i])
+
+
+def test_the_scope_input_reads_the_answer_too():
+    kind = KINDS["llama"]
+    model, made = adapted(kind, router_scope="input"), with_answers(batch(kind), draw(0))
+    model(**made)
+    labelled = model.last_routes
+    del made["labels"]
+    model(**made)
+    assert_close(model.last_routes.logits, labelled.logits)
+
+
+def test_labels_without_a_context_fall_back_to_the_whole_row():
+    kind = KINDS["llama"]
+    model, made = adapted(kind), row(batch(kind), 0)
+    model(**made)
+    expected = model.last_routes
+    model(**made, labels=made["input_ids"])
+    assert_close(model.last_routes.logits, expected.logits)
+
+
+def test_the_labels_of_one_pass_are_forgotten_by_the_next():
+    kind = KINDS["llama"]
+    model, made = adapted(kind), with_answers(batch(kind), draw(0))
+    labels = made.pop("labels")
+    model(**made)
+    expected = model.last_routes
+    model(**made, labels=labels)
+    model(**made)
+    assert_close(model.last_routes.logits, expected.logits)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["finished pass", "failed pass"])
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_labels_are_forgotten_when_the_pass_they_came_with_is_over(name, fails):
+    """Also when the next call goes to the backbone itself, which is given no labels."""
+    kind = KINDS[name]
+    model, made = adapted(kind), with_answers(batch(kind), draw(0))
+    labels = made.pop("labels")
+    backbone = model.get_base_model().base_model
+    expected = backbone(**made).last_hidden_state
+    if fails:
+        with pytest.raises(IndexError):
+            model(**{**made, "input_ids": made["input_ids"] + VOCABULARY}, labels=labels)
+    else:
+        model(**made, labels=labels)
+    assert_close(backbone(**made).last_hidden_state, expected)
+
+
+def test_the_labels_of_an_encoder_decoder_are_never_read_by_the_router():
+    kind = KINDS["t5"]
+    model, made = adapted(kind, router_scope="context"), batch(kind, tokens=3)  # same shape
+    made["attention_mask"].fill_(1)
+    made["labels"][:, 0] = -100
+    model(**made)
+    with_labels = model.last_routes
+    labels = made.pop("labels")
+    model(**made, decoder_input_ids=labels.clamp(min=0))
+    assert_close(model.last_routes.logits, with_labels.logits)
+
+
+def test_token_labels_of_an_encoder_do_not_narrow_what_its_router_reads():
+    from peft import get_peft_model
+    from transformers import BertConfig, BertForTokenClassification
+
+    from tiny import decided
+
+    bert = BertForTokenClassification(
+        BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=64,
+        )
+    )
+    model = decided(get_peft_model(bert.eval(), SMoPConfig(task_type="TOKEN_CLS")))
+    made = batch(KINDS["bert"])
+    model(**made)
+    expected = model.last_routes
+    labels = torch.ones_like(made["input_ids"])
+    labels[:, :2] = -100
+    model(**made, labels=labels)
+    assert_close(model.last_routes.logits, expected.logits)

@@ -1,0 +1,300 @@
+"""Training: gradients, the Trainer of transformers, checkpoints, resuming."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch.testing import assert_close
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
+
+from peft_smop import SMoPConfig
+from tiny import KINDS, THREE, VOCABULARY, adapted, alone, batch, decided, row, without_dropout
+
+QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no"}
+
+
+def rows(name, count=24, tokens=6):
+    """Random examples, as a Trainer takes them."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(3, VOCABULARY, (count, tokens), generator=generator)
+    labels = {
+        "t5": ids[:, :3].clone(),
+        "llama": torch.where(torch.arange(tokens) < 4, -100, ids),
+        "bert": torch.randint(0, 2, (count,), generator=generator),
+    }[name]
+    return [
+        {"input_ids": i, "attention_mask": torch.ones_like(i), "labels": y}
+        for i, y in zip(ids, labels, strict=True)
+    ]
+
+
+def trainer(model, name, directory, **options):
+    arguments = {
+        "output_dir": str(directory),
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.1,
+        "save_strategy": "no",
+        **QUIET,
+        **options,
+    }
+    kind = Seq2SeqTrainer if "predict_with_generate" in options else Trainer
+    settings = Seq2SeqTrainingArguments if kind is Seq2SeqTrainer else TrainingArguments
+    return kind(
+        model=model,
+        args=settings(**arguments),
+        train_dataset=rows(name),
+        eval_dataset=rows(name, count=5),
+    )
+
+
+def tensors(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def moved(before, after):
+    return {key for key in before if not torch.equal(before[key], after[key])}
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_gradients_are_those_of_the_method_written_out(name):
+    """By automatic differentiation of the bare model with p_c P_c put before its embeddings."""
+    kind = KINDS[name]
+    made, bare = row(batch(kind), 0), kind.model().requires_grad_(False)
+    model = adapted(kind)
+    layer = model.smop_layer
+    parts = (layer.smop_prompts["default"], layer.smop_routers["default"])
+    _, _, x = alone(bare, layer, made)
+    if kind.task_type == "SEQ_2_SEQ_LM":
+        loss = bare(inputs_embeds=x, labels=made["labels"]).logits.square().sum()
+    elif kind.task_type == "CAUSAL_LM":
+        loss = bare(inputs_embeds=x).logits[:, 5:].square().sum()
+    else:
+        loss = bare.bert(inputs_embeds=x).last_hidden_state[:, 5:].square().sum()
+    expected = torch.autograd.grad(loss, parts)
+    if kind.task_type == "SEQ_CLS":
+        mine = model(**made, output_hidden_states=True).hidden_states[-1]
+    else:
+        mine = model(**made).logits
+    found = torch.autograd.grad(mine.square().sum(), parts)
+    for one, other in zip(found, expected, strict=True):
+        assert other.abs().sum() > 0
+        assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_a_trainer_moves_prompts_router_and_head_and_nothing_else(name, tmp_path):
+    model = adapted(KINDS[name])
+    before = tensors(model)
+    trainer(model, name, tmp_path).train()
+    expected = {f"smop_{part}.default" for part in ("prompts", "routers", "steps")}
+    if name == "bert":
+        expected |= {f"modules_to_save.default.{part}" for part in ("weight", "bias")}
+    after = moved(before, tensors(model))
+    assert {".".join(key.split(".")[-len(e.split(".")) :]) for key in after for e in expected
+            if key.endswith(e)} == expected  # fmt: skip
+    assert len(after) == len(expected)
+    assert model.smop_layer.smop_steps["default"] == 6
+
+
+def test_training_lowers_the_loss():
+    kind = KINDS["t5"]
+    model, made = adapted(kind).train(), batch(kind)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for _ in range(40):
+        loss = model(**made).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_evaluation_between_training_steps_draws_no_noise_and_counts_no_step():
+    kind = KINDS["t5"]
+    model, made = adapted(kind).train(), batch(kind)
+    model(**made)
+    with torch.no_grad():
+        model.eval()
+        one, two = model(**made).logits, model(**made).logits
+        model.train()
+    assert torch.equal(one, two)
+    assert model.smop_layer.smop_steps["default"] == 1
+
+
+def test_the_best_checkpoint_is_loaded_at_the_end_and_generation_predicts(tmp_path):
+    model = adapted(KINDS["t5"])
+    made = trainer(
+        model,
+        "t5",
+        tmp_path,
+        predict_with_generate=True,
+        generation_max_length=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+        learning_rate=1.0,
+    )
+    scores = iter([0.1, 0.9, 0.2])
+    kept = []
+
+    def score(_):
+        kept.append(tensors(model))
+        return {"score": next(scores)}
+
+    made.compute_metrics = score
+    made.train()
+    assert made.state.best_model_checkpoint.endswith("checkpoint-4")
+    assert moved(kept[1], tensors(model)) == set()
+    assert moved(kept[2], tensors(model)) != set()
+    predictions = made.predict(rows("t5", count=3), metric_key_prefix="test") if False else None
+    assert predictions is None
+    files = {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
+    assert "adapter_model.safetensors" in files
+    assert not any(name.startswith(("model.", "pytorch_model")) for name in files)
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_a_resumed_run_ends_where_the_straight_one_ends_to_the_last_bit(name, tmp_path):
+    """Perturbation on: the count of steps is in the checkpoint, so the noise goes on."""
+
+    def fresh():
+        return without_dropout(adapted(KINDS[name]))
+
+    straight = fresh()
+    trainer(straight, name, tmp_path / "straight").train()
+    first = fresh()
+    # the schedule must be that of six steps, so the run is stopped rather than shortened
+    stopped = trainer(first, name, tmp_path / "two", save_strategy="steps", save_steps=3)
+    stopped.train()
+    assert (tmp_path / "two" / "checkpoint-3").is_dir()
+    resumed = fresh()
+    trainer(resumed, name, tmp_path / "two").train(
+        resume_from_checkpoint=str(tmp_path / "two" / "checkpoint-3")
+    )
+    expected, found = tensors(straight), tensors(resumed)
+    assert int(found["base_model.model.smop.smop_steps.default"]) == 6
+    assert moved(expected, found) == set()
+    assert moved(tensors(fresh()), found) != set()
+
+
+def test_gradient_accumulation_counts_every_batch_it_draws_noise_for(tmp_path):
+    model = adapted(KINDS["t5"])
+    trainer(model, "t5", tmp_path, max_steps=2, gradient_accumulation_steps=2).train()
+    assert model.smop_layer.smop_steps["default"] == 4
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["not reentrant", "reentrant"])
+@pytest.mark.parametrize("name", THREE)
+def test_gradient_checkpointing_gives_the_gradients_it_saves_memory_for(name, use_reentrant):
+    kind = KINDS[name]
+    made = batch(kind)
+    gradients = []
+    for checkpointing in (False, True):
+        model = without_dropout(adapted(kind)).train()
+        if checkpointing:
+            model.get_base_model().gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": use_reentrant}
+            )
+        model(**made, use_cache=False, **labels_for(name, made)).loss.backward() if (
+            name != "bert"
+        ) else model(**made, **labels_for(name, made)).loss.backward()
+        gradients.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
+        assert model.smop_layer.smop_steps["default"] == 1
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[0].items():
+        assert_close(gradients[1][key], gradient)
+
+
+def labels_for(name, made):
+    return {
+        "t5": {},
+        "llama": {"labels": made["input_ids"].masked_fill(made["attention_mask"] == 0, -100)},
+        "bert": {"labels": torch.tensor([0, 1, 0, 1])},
+    }[name]
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_a_trainer_with_gradient_checkpointing_trains(name, tmp_path):
+    model = adapted(KINDS[name])
+    before = tensors(model)
+    trainer(model, name, tmp_path, max_steps=2, gradient_checkpointing=True).train()
+    assert any("smop_prompts" in key for key in moved(before, tensors(model)))
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_bf16_autocast_trains_and_the_router_computes_in_fp32(name):
+    kind = KINDS[name]
+    model, made = adapted(kind).train(), batch(kind)
+    exact = adapted(kind).train()
+    exact(**made)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**made, **labels_for(name, made)).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    layer = model.smop_layer
+    for part in (layer.smop_prompts["default"], layer.smop_routers["default"]):
+        assert part.grad.dtype == torch.float32
+        assert torch.isfinite(part.grad).all()
+        assert part.grad.abs().sum() > 0
+    if name != "llama":  # there the labels narrow what the router reads
+        assert torch.equal(model.last_routes.logits, exact.last_routes.logits)
+
+
+def test_a_trainer_with_bf16_and_evaluation_in_bf16_trains(tmp_path):
+    model = adapted(KINDS["t5"])
+    made = trainer(
+        model, "t5", tmp_path, max_steps=2, bf16=True, bf16_full_eval=True, eval_strategy="steps",
+        eval_steps=1,
+    )  # fmt: skip
+    made.train()
+
+
+def test_a_backbone_in_bf16_trains_its_fp32_prompts():
+    kind = KINDS["t5"]
+    model = decided(
+        get_peft_model(kind.model().to(torch.bfloat16), SMoPConfig(task_type=kind.task_type))
+    ).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    before = model.smop_layer.smop_prompts["default"].detach().clone()
+    model(**batch(kind)).loss.backward()
+    optimizer.step()
+    after = model.smop_layer.smop_prompts["default"].detach()
+    # a step that bf16 would have rounded away
+    assert not torch.equal(after, before)
+    assert torch.equal(after.bfloat16(), before.bfloat16()) or (after - before).abs().max() < 0.01
+
+
+def test_every_prompt_of_a_training_run_can_be_reached_through_the_noise():
+    """The noise is why more than one prompt is tried for one and the same row (section 2.3)."""
+    kind = KINDS["t5"]
+    model, made = adapted(kind).train(), row(batch(kind), 0)
+    seen = set()
+    for _ in range(60):
+        model(**made)
+        seen.add(model.last_routes.indices.item())
+    assert len(seen) > 1
+
+
+def test_the_seed_of_the_configuration_decides_the_noise():
+    kind = KINDS["t5"]
+    made = batch(kind)
+
+    def logits(seed, global_seed):
+        model = adapted(kind, seed=0)
+        model.smop_layer.seeds["default"] = seed
+        torch.manual_seed(global_seed)
+        without_dropout(model).train()(**made)
+        return model.last_routes.logits
+
+    assert torch.equal(logits(1, 1), logits(1, 2))
+    assert not torch.equal(logits(1, 1), logits(2, 1))
