@@ -65,7 +65,7 @@ def demo(
 
 
 def _table(groups: dict[str, list[Path]], seeds: int) -> Table:
-    rows = compare({name: list(paths) for name, paths in groups.items()})
+    rows = compare(groups)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("method", f"test accuracy, {seeds} seeds", "each", "trained", "load", "s"):
         table.add_column(column, justify="left" if column == "method" else "right")

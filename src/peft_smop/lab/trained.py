@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel, TaskType
 
@@ -82,7 +83,8 @@ def load_trained(
 
 def _read_task(path: Path) -> Task:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return Task(**fields)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read as a task: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -36,7 +36,7 @@ class Row:
         return stdev(self.scores) if len(self.scores) > 1 else 0.0
 
 
-def compare(groups: dict[str, Sequence[Path]]) -> list[Row]:
+def compare(groups: Mapping[str, Sequence[Path]]) -> list[Row]:
     """Read the results of finished runs.
 
     Args:
@@ -64,7 +64,7 @@ def compare(groups: dict[str, Sequence[Path]]) -> list[Row]:
     return rows
 
 
-def draw(groups: dict[str, Sequence[Path]], path: Path, *, title: str) -> None:
+def draw(groups: Mapping[str, Sequence[Path]], path: Path, *, title: str) -> None:
     """Draw validation curves and test scores of every run.
 
     Args:

@@ -61,18 +61,19 @@ def predict(
                 own = [features[i] for i in batch]
                 scores = formulation.label_scores(model, own)
                 routes = getattr(model, "last_routes", None)
+                if routes is not None and routes.indices.shape[1] != 1:
+                    routes = None  # a mixture has no one prompt to name
                 rows = scores.log_probabilities.tolist()
                 for place, i in enumerate(batch):
                     route = place * scores.repeats
-                    chosen = routes is not None and routes.indices.shape[1] == 1
                     found[i] = Prediction(
                         example=examples[i],
                         label=max(range(len(rows[place])), key=rows[place].__getitem__),
                         log_probabilities=tuple(rows[place]),
-                        prompt=int(routes.indices[route, 0]) if chosen else None,
-                        prompt_probability=float(routes.probabilities[route, 0])
-                        if chosen
-                        else None,
+                        prompt=None if routes is None else int(routes.indices[route, 0]),
+                        prompt_probability=None
+                        if routes is None
+                        else float(routes.probabilities[route, 0]),
                     )
                 if on_batch:
                     on_batch(len(batch))

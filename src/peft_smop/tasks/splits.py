@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import Any
 
 from peft_smop.errors import ConfigError, DataError, unknown
 from peft_smop.tasks.holdout import Examples, hold_out
@@ -38,7 +39,7 @@ class Split:
     seed: int
     sources: Mapping[str, str] = field(default_factory=dict)
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Any]:
         """Return what `split.json` holds: enough to tell whether two runs saw the same rows.
 
         `texts_shared_with_train` counts the examples of a part whose rendered text stands in train

@@ -21,7 +21,7 @@ class ProgressBar(TrainerCallback):
         self.console = console
         self.title = title
         self.progress: Progress | None = None
-        self.texts = {"loss": "loss –", "score": "validation –"}
+        self.loss, self.score = "loss –", "validation –"
 
     def on_train_begin(
         self,
@@ -42,7 +42,11 @@ class ProgressBar(TrainerCallback):
             disable=not self.console.is_terminal,
         )
         self.bar = self.progress.add_task(
-            self.title, total=state.max_steps, completed=state.global_step, **self.texts
+            self.title,
+            total=state.max_steps,
+            completed=state.global_step,
+            loss=self.loss,
+            score=self.score,
         )
         self.progress.start()
 
@@ -68,21 +72,21 @@ class ProgressBar(TrainerCallback):
         """Show the newest figures."""
         logs = logs or {}
         if "loss" in logs:
-            self.texts["loss"] = f"loss {logs['loss']:.3f}"
+            self.loss = f"loss {logs['loss']:.3f}"
         if "eval_score" in logs:
             best = max(
                 [e["eval_score"] for e in state.log_history if "eval_score" in e],
                 default=logs["eval_score"],
             )
-            self.texts["score"] = f"validation {logs['eval_score']:.1f} (best {best:.1f})"
+            self.score = f"validation {logs['eval_score']:.1f} (best {best:.1f})"
             if not self.console.is_terminal:
                 self.console.print(
                     f"{self.title}: step {state.global_step}/{state.max_steps}"
-                    f"  {self.texts['loss']}  {self.texts['score']}",
+                    f"  {self.loss}  {self.score}",
                     soft_wrap=True,
                 )
         if self.progress:
-            self.progress.update(self.bar, **self.texts)
+            self.progress.update(self.bar, loss=self.loss, score=self.score)
 
     def close(self) -> None:
         """Remove the bar, however training ended."""

@@ -78,7 +78,7 @@ class ScoringTrainer(Trainer):
             **{f"eval_load_{j}": part for j, part in enumerate(evaluation.load)},
         }
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics

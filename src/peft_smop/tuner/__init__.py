@@ -5,9 +5,9 @@ from peft_smop.tuner.registration import extend_peft_types, register
 extend_peft_types()  # before SMoPConfig, which names PeftType.SMOP
 
 from peft_smop.tuner.config import SMoPConfig  # noqa: E402
-from peft_smop.tuner.layer import Routes  # noqa: E402
 from peft_smop.tuner.model import SMoPModel  # noqa: E402
 from peft_smop.tuner.routing import STRATEGIES, Routing, RoutingStrategy  # noqa: E402
+from peft_smop.tuner.rows import Routes  # noqa: E402
 
 register(SMoPConfig, SMoPModel)
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError, PromptIgnoredError
 from peft_smop.tuner.backbone import Backbone, bind, parameter_names
-from peft_smop.tuner.layer import BASE, RowAdapters, SMoPLayer
+from peft_smop.tuner.layer import SMoPLayer
+from peft_smop.tuner.rows import BASE, RowAdapters
 from peft_smop.tuner.splice import Layout, context_mask, left_padding, mean_embedding
 
 
@@ -260,9 +261,9 @@ class PromptHooks:
         """
         given = bind(self._decoder_names, args, kwargs)
         states, mask = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
-        rows = None if states is None else self._row_adapters(states.shape[0])
         self._mark_seen()
-        if rows is None or not rows.names:
+        rows = None if states is None else self._row_adapters(states.shape[0])
+        if states is None or rows is None or not rows.names:
             return None
         width = self.layer.width(rows)
         if mask is None:

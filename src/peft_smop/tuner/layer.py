@@ -2,76 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from peft_smop.errors import ConfigError
 from peft_smop.tuner.noise import row_keys
 from peft_smop.tuner.routing import Routing, RoutingStrategy
-
-BASE = "__base__"
-"""PEFT's name for a row that no adapter touches."""
-
-
-@dataclass(frozen=True)
-class RowAdapters:
-    """Which adapter each row of a batch uses."""
-
-    names: tuple[str, ...]
-    """The adapters in the batch, each once; without `__base__`."""
-    of_row: tuple[int, ...] | None
-    """For every row its place in `names`, -1 for `__base__`; None: all rows use the only name."""
-    rows: int
-
-    @classmethod
-    def of(cls, active: str, adapter_names: Sequence[str] | None, rows: int) -> RowAdapters:
-        """Spread a caller's `adapter_names` over the rows the backbone sees.
-
-        Beams and returned sequences repeat every row the same number of times, next to each other.
-
-        Raises:
-            ConfigError: the names do not divide the rows.
-        """
-        if adapter_names is None:
-            return cls((active,), None, rows)
-        if len(adapter_names) == 0 or rows % len(adapter_names):
-            raise ConfigError(
-                f"adapter_names has {len(adapter_names)} entries for a batch of {rows} rows; give"
-                f" one name per row"
-            )
-        repeats = rows // len(adapter_names)
-        names = tuple(dict.fromkeys(name for name in adapter_names if name != BASE))
-        if len(names) == 1 and BASE not in adapter_names:
-            return cls(names, None, rows)
-        place = {name: i for i, name in enumerate(names)}
-        return cls(
-            names, tuple(place.get(n, -1) for n in adapter_names for _ in range(repeats)), rows
-        )
-
-    @property
-    def of_each_row(self) -> tuple[int, ...]:
-        """`of_row`, written out."""
-        return (0,) * self.rows if self.of_row is None else self.of_row
-
-
-@dataclass(frozen=True)
-class Routes:
-    """The last routing decision, row by row, free of any graph.
-
-    Rows of `__base__` have index -1 and NaN elsewhere; so have the places a row does not use when a
-    batch mixes adapters with different numbers of prompts.
-    """
-
-    adapters: tuple[str, ...]
-    indices: Int[Tensor, "b t"]
-    probabilities: Float[Tensor, "b t"]
-    logits: Float[Tensor, "b k"]
+from peft_smop.tuner.rows import BASE, Routes, RowAdapters
 
 
 class SMoPLayer(nn.Module, BaseTunerLayer):

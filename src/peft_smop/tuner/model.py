@@ -19,7 +19,8 @@ from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.config import SMoPConfig
 from peft_smop.tuner.hooks import Call, PromptHooks
 from peft_smop.tuner.initialisation import Start, initial_prompts, initial_router
-from peft_smop.tuner.layer import BASE, Routes, SMoPLayer
+from peft_smop.tuner.layer import SMoPLayer
+from peft_smop.tuner.rows import BASE, Routes
 
 CHILD = "smop"
 """The one module added to a model. PEFT skips modules whose name contains the method's prefix,
