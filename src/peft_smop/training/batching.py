@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-WINDOW = 20
+WINDOW = 50
 """Batches that are sorted together: enough to make padding rare, few enough to keep batches
 random."""
-JITTER = 0.1
+JITTER = 0.05
 """How much lengths are blurred before sorting, so that small data do not repeat their batches."""
 
 

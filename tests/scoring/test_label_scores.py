@@ -1,0 +1,135 @@
+"""A label's score is what the model itself says of it, whatever it is batched with."""
+
+import pytest
+import torch
+from peft import PromptTuningConfig, get_peft_model
+from torch.testing import assert_close
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from peft_smop import SMoPConfig
+from peft_smop.errors import ConfigError
+from peft_smop.scoring import evaluate, formulate, predict
+from peft_smop.scoring import evaluation as evaluation_module
+from peft_smop.tasks import Example, Task
+
+TASK = Task("toy", "{text}", ("warm", "cold"), ("warm", "the cold dog"))
+EXAMPLES = tuple(
+    Example(str(i), text, i % 2)
+    for i, text in enumerate(
+        ["the cat is red", "the dog is blue number 3", "the owl", "the cow is black number 7"]
+    )
+)
+CONFIGS = {
+    "smop": lambda task_type: SMoPConfig(task_type=task_type),
+    "prompt tuning": lambda task_type: PromptTuningConfig(
+        task_type=task_type, num_virtual_tokens=6, num_transformer_submodules=1
+    ),
+}
+
+
+def formulated(saved_models, kind, method, **options):
+    auto, task_type = {
+        "t5": (AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM"),
+        "llama": (AutoModelForCausalLM, "CAUSAL_LM"),
+        "bert": (AutoModelForSequenceClassification, "SEQ_CLS"),
+    }[kind]
+    tokenizer = AutoTokenizer.from_pretrained(saved_models[kind])
+    base = auto.from_pretrained(saved_models[kind])
+    model = get_peft_model(base, CONFIGS[method](task_type)).eval()
+    options = {"max_length": 40, **options}
+    return model, formulate(TASK, base, tokenizer, task_type=task_type, **options)
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_an_encoder_decoder_s_score_is_minus_its_own_summed_loss(saved_models, method):
+    model, formulation = formulated(saved_models, "t5", method)
+    found = predict(model, formulation, EXAMPLES, batch_size=3)
+    tokenizer = formulation.tokenizer
+    for prediction in found:
+        for word, value in zip(TASK.verbalizers, prediction.log_probabilities, strict=True):
+            inputs = tokenizer(prediction.example.text, return_tensors="pt")
+            inputs.pop("token_type_ids", None)
+            labels = tokenizer(word, return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                loss = model(**inputs, labels=labels).loss
+            assert_close(value, -(loss * labels.shape[1]).item(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_a_decoder_s_score_is_minus_its_own_summed_loss_on_the_answer(saved_models, method):
+    model, formulation = formulated(saved_models, "llama", method)
+    tokenizer = formulation.tokenizer
+    for prediction in predict(model, formulation, EXAMPLES, batch_size=3):
+        for word, value in zip(TASK.verbalizers, prediction.log_probabilities, strict=True):
+            context = tokenizer(prediction.example.text + " answer:")["input_ids"]
+            answer = [*tokenizer(word)["input_ids"], tokenizer.eos_token_id]
+            labels = torch.tensor([[-100] * len(context) + answer])
+            with torch.no_grad():
+                loss = model(input_ids=torch.tensor([context + answer]), labels=labels).loss
+            assert_close(value, -(loss * len(answer)).item(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_encoder_s_scores_are_its_head_s_log_probabilities(saved_models):
+    model, formulation = formulated(saved_models, "bert", "smop")
+    for prediction in predict(model, formulation, EXAMPLES):
+        inputs = formulation.tokenizer(prediction.example.text, return_tensors="pt")
+        with torch.no_grad():
+            expected = model(**inputs).logits.log_softmax(-1)[0]
+        assert_close(torch.tensor(prediction.log_probabilities), expected)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "bert"])
+def test_order_and_batching_change_nothing(saved_models, kind):
+    model, formulation = formulated(saved_models, kind, "smop")
+    together = predict(model, formulation, EXAMPLES, batch_size=4)
+    alone = predict(model, formulation, EXAMPLES, batch_size=1)
+    assert [p.example for p in together] == list(EXAMPLES)
+    for one, other in zip(together, alone, strict=True):
+        assert one.prompt == other.prompt
+        assert_close(one.log_probabilities, other.log_probabilities, rtol=1e-4, atol=1e-5)
+
+
+def test_a_decoder_s_batch_shrinks_to_the_logits_that_fit(saved_models, monkeypatch):
+    model, formulation = formulated(saved_models, "llama", "smop")
+    expected = [p.label for p in predict(model, formulation, EXAMPLES)]
+    seen = []
+    monkeypatch.setattr(evaluation_module, "LOGITS_BUDGET", 1)
+    assert [
+        p.label for p in predict(model, formulation, EXAMPLES, on_batch=seen.append)
+    ] == expected
+    assert seen == [1, 1, 1, 1]
+
+
+def test_what_is_too_long_is_cut_before_its_end_token_and_counted(saved_models):
+    _, formulation = formulated(saved_models, "t5", "smop", max_length=8)
+    short = formulation.encode(Example("0", "the cat", 0))["input_ids"]
+    assert short[-1] == 1
+    assert formulation.truncated == 0
+    cut = formulation.encode(Example("0", "the cat " * 9, 0))["input_ids"]
+    assert len(cut) == 8
+    assert cut[-1] == 1
+    assert formulation.truncated == 1
+
+
+def test_a_prompt_that_leaves_no_room_in_the_model_s_positions_is_refused(saved_models):
+    with pytest.raises(
+        ConfigError, match=r"60 virtual tokens leaves 2 of the model's 64 positions"
+    ):
+        formulated(saved_models, "bert", "smop", prompt_length=60)
+
+
+def test_collapse_and_dead_prompts_are_said(saved_models):
+    model, formulation = formulated(saved_models, "t5", "smop")
+    with torch.no_grad():
+        model.smop_layer.smop_routers["default"].zero_()  # equal logits: the first prompt takes all
+    found = evaluate(model, formulation, EXAMPLES, majority_label=0, num_prompts=4)
+    assert found.load == (1.0, 0.0, 0.0, 0.0)
+    assert any(a.startswith("dead prompts: 3 of 4") for a in found.alarms)
+    labels = {p.label for p in found.predictions}
+    assert any(a.startswith("collapsed") for a in found.alarms) == (len(labels) == 1)
+    assert found.loss > 0
