@@ -1,8 +1,7 @@
 """Tiny random models of every kind of backbone, and batches for them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -20,7 +19,6 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     RobertaConfig,

@@ -5,7 +5,14 @@ import pickle
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_layer_status, get_model_status, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_layer_status,
+    get_model_status,
+    get_peft_model,
+    inject_adapter_in_model,
+)
 from torch.testing import assert_close
 
 from peft_smop import SMoPConfig
@@ -41,7 +48,7 @@ def hooks(model):
 
 
 @pytest.fixture(autouse=True)
-def _no_grad(request):
+def _no_grad():
     with torch.no_grad():
         yield
 
@@ -253,12 +260,46 @@ def test_unloading_gives_the_bare_model_back_with_no_hook_left(name):
     assert not torch.equal(again(**made).logits, expected)
 
 
-def test_merging_is_refused_because_a_prompt_depends_on_the_input():
+@pytest.mark.parametrize("method", ["merge_and_unload", "merge_adapter"])
+def test_merging_is_refused_because_a_prompt_depends_on_the_input(method):
     model, made = adapted(KINDS["t5"]), batch(KINDS["t5"])
     expected = model(**made).logits
     with pytest.raises(ConfigError, match="cannot be merged"):
-        model.merge_and_unload()
+        getattr(model, method)()
     assert torch.equal(model(**made).logits, expected)
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_injected_into_a_model_that_stays_its_own_class_it_works_as_well(name):
+    kind, made = KINDS[name], batch(KINDS[name])
+    model = inject_adapter_in_model(config(kind), kind.model())
+    assert type(model) is type(kind.model())
+    wrapped = adapted(kind)
+    with torch.no_grad():
+        model.smop.load_state_dict(wrapped.smop_layer.state_dict())
+    if name == "bert":  # a head is PEFT's affair there
+        model.classifier.load_state_dict(
+            wrapped.get_base_model().classifier.modules_to_save["default"].state_dict()
+        )
+    assert_close(model.eval()(**made).logits, wrapped(**made).logits)
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_transformers_own_adapter_methods_work_as_well(name, tmp_path):
+    kind, made = KINDS[name], batch(KINDS[name])
+    model, bare = kind.model(), kind.model()(**made).logits
+    model.add_adapter(config(kind), "mine")
+    expected = model(**made).logits
+    assert not torch.allclose(expected, bare, atol=1e-4)
+    model.disable_adapters()
+    assert_close(model(**made).logits, bare)
+    model.enable_adapters()
+    model.save_pretrained(tmp_path)
+    again = kind.model()
+    again.load_adapter(tmp_path, "again")
+    assert_close(again(**made).logits, expected)
+    again.delete_adapter("again")
+    assert_close(again(**made).logits, bare)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch.testing import assert_close
 from transformers import (
     GenerationConfig,
@@ -80,10 +81,8 @@ def forced(rows: int, length: int = NEW):
     return LogitsProcessorList([Chosen(tokens)]), tokens
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["greedy", "beams"])  # sampling draws for the whole batch at once
 def test_a_batch_generates_what_its_rows_generate_alone(name, model, mode):
-    if mode == "samples":
-        pytest.skip("sampling draws for the whole batch at once")
     made = inputs(name)
     whole, _ = generated(model, made, **MODES[mode])
     repeats = len(whole) // 4
@@ -146,9 +145,10 @@ def test_one_generation_is_one_routing_decision(name, model, mode, cached):
     assert steps.item() == before + 1
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in GENERATORS if KINDS[name].left_padding_harmless], indirect=True
+)
 def test_left_padding_changes_nothing_that_is_generated(name, model):
-    if not KINDS[name].left_padding_harmless:
-        pytest.skip("left padding changes the bare model's answer too")
     made = inputs(name)
     processors, _ = forced(4)
     _, logits = generated(model, made, **GREEDY, logits_processor=processors)
@@ -197,6 +197,29 @@ def test_mixed_rows_under_beams_generate_what_they_generate_alone(name, mode):
         own = row(made, i)
         if adapter == "__base__":
             expected, _ = generated(bare, own, **MODES[mode])
+        else:
+            model.set_adapter(adapter)
+            expected, _ = generated(model, own, **MODES[mode])
+        assert torch.equal(whole[i * repeats : (i + 1) * repeats], expected)
+
+
+@pytest.mark.parametrize("mode", ["greedy", "beams"])
+def test_under_beams_each_row_keeps_the_output_layer_that_its_adapter_trained(mode):
+    kind = KINDS["llama"]
+    model = adapted(kind, adapter="a", modules_to_save=["lm_head"])
+    model.add_adapter("b", SMoPConfig(task_type=kind.task_type, modules_to_save=["lm_head"]))
+    decided(model, "b", seed=2)
+    generator = torch.Generator().manual_seed(6)
+    heads = model.get_base_model().lm_head.modules_to_save
+    for head in heads.values():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator))
+    made, names = inputs("llama"), ["b", "a", "b", "__base__"]
+    whole, _ = generated(model, made, adapter_names=names, **MODES[mode])
+    repeats = len(whole) // 4
+    for i, adapter in enumerate(names):
+        own = row(made, i)
+        if adapter == "__base__":
+            expected, _ = generated(kind.model(), own, **MODES[mode])
         else:
             model.set_adapter(adapter)
             expected, _ = generated(model, own, **MODES[mode])
@@ -328,11 +351,12 @@ def test_encoder_outputs_computed_with_the_adapter_disabled_are_refused(how, mas
     with model.disable_adapter():
         states = model.get_encoder()(**made)
     given = {"attention_mask": made["attention_mask"]} if masked else {}
+    run, more = {
+        "forward": (model, {"decoder_input_ids": made["input_ids"][:, :3]}),
+        "generate": (model.generate, GREEDY),
+    }[how]
     with pytest.raises(PromptIgnoredError, match="without this adapter"):
-        if how == "forward":
-            model(encoder_outputs=states, labels=made["input_ids"][:, :3].contiguous(), **given)
-        else:
-            model.generate(encoder_outputs=states, **given, **GREEDY)
+        run(encoder_outputs=states, **given, **more)
 
 
 REFUSED = {
@@ -393,8 +417,6 @@ class Shortcut(LlamaForCausalLM):
 
 
 def test_a_pass_that_never_showed_the_prompt_to_the_backbone_is_an_error():
-    from peft import get_peft_model
-
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,

@@ -32,7 +32,11 @@ def tokenizer(tmp_path_factory):
     )
     path = tmp_path_factory.mktemp("tokenizer")
     PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=made,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
     ).save_pretrained(path)
     return str(path)
 

@@ -54,9 +54,7 @@ def test_every_row_follows_its_own_adapter(name):
                 expected = model(**own).logits
                 assert torch.equal(model.last_routes.indices[0], routes.indices[i])
                 assert_close(model.last_routes.probabilities[0], routes.probabilities[i], **CLOSE)
-            assert_close(
-                attended(kind, made, logits, i), attended(kind, own, expected, 0), **CLOSE
-            )
+            assert_close(attended(kind, made, logits, i), attended(kind, own, expected, 0), **CLOSE)
     assert routes.adapters == tuple(NAMES)
 
 

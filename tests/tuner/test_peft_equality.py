@@ -1,4 +1,4 @@
-"""`routing="single"` is PEFT's prompt tuning, to the last bit; where the two differ is said here."""
+"""`routing="single"` is PEFT's prompt tuning to the last bit; where the two differ is said here."""
 
 import pytest
 import torch

@@ -11,8 +11,8 @@ from torch import nn
 
 from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError, SMoPError
-from peft_smop.tuner.registration import extend_peft_types, register
 from peft_smop.tuner.model import SMoPModel
+from peft_smop.tuner.registration import extend_peft_types, register
 from tiny import KINDS, adapted, batch
 
 REFUSED = {

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch.testing import assert_close
+from transformers import BertConfig, BertForTokenClassification
 
 from peft_smop import SMoPConfig
-from tiny import KINDS, VOCABULARY, adapted, batch, row
+from tiny import KINDS, VOCABULARY, adapted, batch, decided, row
 
 DECODERS = [name for name, kind in KINDS.items() if kind.task_type == "CAUSAL_LM"]
 
@@ -143,11 +145,6 @@ def test_the_labels_of_an_encoder_decoder_are_never_read_by_the_router():
 
 
 def test_token_labels_of_an_encoder_do_not_narrow_what_its_router_reads():
-    from peft import get_peft_model
-    from transformers import BertConfig, BertForTokenClassification
-
-    from tiny import decided
-
     bert = BertForTokenClassification(
         BertConfig(
             vocab_size=VOCABULARY,

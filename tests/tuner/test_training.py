@@ -14,6 +14,8 @@ from transformers import (
 from peft_smop import SMoPConfig
 from tiny import KINDS, THREE, VOCABULARY, adapted, alone, batch, decided, row, without_dropout
 
+# transformers is renaming it; both names must work
+CHECKPOINTING = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no"}
 
 
@@ -95,8 +97,7 @@ def test_a_trainer_moves_prompts_router_and_head_and_nothing_else(name, tmp_path
     if name == "bert":
         expected |= {f"modules_to_save.default.{part}" for part in ("weight", "bias")}
     after = moved(before, tensors(model))
-    assert {".".join(key.split(".")[-len(e.split(".")) :]) for key in after for e in expected
-            if key.endswith(e)} == expected  # fmt: skip
+    assert all(any(key.endswith(part) for key in after) for part in expected)
     assert len(after) == len(expected)
     assert model.smop_layer.smop_steps["default"] == 6
 
@@ -147,7 +148,10 @@ def test_the_best_checkpoint_is_loaded_at_the_end_and_generation_predicts(tmp_pa
     scores = iter([0.1, 0.9, 0.2])
     kept = []
 
-    def score(_):
+    def score(prediction):
+        # generated: the decoder's first token, three more, then padding
+        assert (prediction.predictions[:, 1:4] > 0).any()
+        assert set(prediction.predictions[:, 4:].flatten().tolist()) <= {0, -100}
         kept.append(tensors(model))
         return {"score": next(scores)}
 
@@ -156,8 +160,6 @@ def test_the_best_checkpoint_is_loaded_at_the_end_and_generation_predicts(tmp_pa
     assert made.state.best_model_checkpoint.endswith("checkpoint-4")
     assert moved(kept[1], tensors(model)) == set()
     assert moved(kept[2], tensors(model)) != set()
-    predictions = made.predict(rows("t5", count=3), metric_key_prefix="test") if False else None
-    assert predictions is None
     files = {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
     assert "adapter_model.safetensors" in files
     assert not any(name.startswith(("model.", "pytorch_model")) for name in files)
@@ -193,6 +195,7 @@ def test_gradient_accumulation_counts_every_batch_it_draws_noise_for(tmp_path):
     assert model.smop_layer.smop_steps["default"] == 4
 
 
+@CHECKPOINTING
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["not reentrant", "reentrant"])
 @pytest.mark.parametrize("name", THREE)
 def test_gradient_checkpointing_gives_the_gradients_it_saves_memory_for(name, use_reentrant):
@@ -201,13 +204,12 @@ def test_gradient_checkpointing_gives_the_gradients_it_saves_memory_for(name, us
     gradients = []
     for checkpointing in (False, True):
         model = without_dropout(adapted(kind)).train()
+        model.config.use_cache = False
         if checkpointing:
             model.get_base_model().gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": use_reentrant}
             )
-        model(**made, use_cache=False, **labels_for(name, made)).loss.backward() if (
-            name != "bert"
-        ) else model(**made, **labels_for(name, made)).loss.backward()
+        model(**made, **labels_for(name, made)).loss.backward()
         gradients.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
         assert model.smop_layer.smop_steps["default"] == 1
     assert gradients[0].keys() == gradients[1].keys()
@@ -223,6 +225,7 @@ def labels_for(name, made):
     }[name]
 
 
+@CHECKPOINTING
 @pytest.mark.parametrize("name", THREE)
 def test_a_trainer_with_gradient_checkpointing_trains(name, tmp_path):
     model = adapted(KINDS[name])
@@ -257,6 +260,7 @@ def test_a_trainer_with_bf16_and_evaluation_in_bf16_trains(tmp_path):
         eval_steps=1,
     )  # fmt: skip
     made.train()
+    assert made.evaluate()["eval_loss"] > 0  # outside of training the whole model is cast
 
 
 def test_a_backbone_in_bf16_trains_its_fp32_prompts():
@@ -264,14 +268,13 @@ def test_a_backbone_in_bf16_trains_its_fp32_prompts():
     model = decided(
         get_peft_model(kind.model().to(torch.bfloat16), SMoPConfig(task_type=kind.task_type))
     ).train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     before = model.smop_layer.smop_prompts["default"].detach().clone()
     model(**batch(kind)).loss.backward()
     optimizer.step()
     after = model.smop_layer.smop_prompts["default"].detach()
-    # a step that bf16 would have rounded away
     assert not torch.equal(after, before)
-    assert torch.equal(after.bfloat16(), before.bfloat16()) or (after - before).abs().max() < 0.01
+    assert torch.equal(after.bfloat16(), before.bfloat16())  # bf16 would have lost the step
 
 
 def test_every_prompt_of_a_training_run_can_be_reached_through_the_noise():

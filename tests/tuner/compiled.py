@@ -1,0 +1,101 @@
+"""Compares compiled with eager models and prints, as JSON, what became of every case.
+
+A program of its own: in the tests' process shapes are checked at every call, and a graph cannot go
+through those checks.
+"""
+
+import json
+import sys
+
+import torch
+from torch.testing import assert_close
+
+from peft_smop import SMoPConfig
+from tiny import KINDS, THREE, adapted, batch, decided, without_dropout
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+MIXED = ["default", "short", "__base__", "default"]
+
+
+def model_of(kind):
+    model = without_dropout(adapted(kind))
+    model.add_adapter("short", SMoPConfig(task_type=kind.task_type, num_virtual_tokens=2))
+    return decided(model, "short", seed=8)
+
+
+def compiled(model):
+    torch._dynamo.reset()
+    return torch.compile(model, fullgraph=True, backend="aot_eager")
+
+
+def loss_of(output):
+    return (output.logits * torch.linspace(-1, 1, output.logits.shape[-1])).sum()
+
+
+def equals_eager(name, *, training, mixed):
+    """Two batches, so that the count of steps and with it the noise moves on; one graph."""
+    kind = KINDS[name]
+    more = {"adapter_names": MIXED} if mixed else {}
+    eager, model = (model_of(kind).train(training) for _ in range(2))
+    run = compiled(model)
+    for seed, stance in ((1, "default"), (2, "fail_on_recompile")):
+        made = {**batch(kind, seed=seed), **more}
+        with torch.set_grad_enabled(training):
+            expected = eager(**made)
+            with torch.compiler.set_stance(stance):
+                found = run(**made)
+        assert_close(found.logits, expected.logits, **CLOSE)
+        if training:
+            for output, its in ((expected, eager), (found, model)):
+                its.zero_grad()
+                loss_of(output).backward()
+            gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+            assert any("smop" in key for key in gradients)
+            for key, p in eager.named_parameters():
+                if p.grad is not None:
+                    assert_close(gradients[key], p.grad, rtol=1e-3, atol=1e-4)
+    assert model.smop_layer.smop_steps["default"].item() == (2 if training else 0)
+    assert model.last_routes.adapters == eager.last_routes.adapters
+    assert torch.equal(model.last_routes.indices, eager.last_routes.indices)
+
+
+def switches(name):
+    """Between adapters, and to none."""
+    kind = KINDS[name]
+    eager, model = model_of(kind), model_of(kind)
+    run = compiled(model)
+    with torch.no_grad():
+        for adapter in ("default", "short"):
+            for each in (eager, model):
+                each.set_adapter(adapter)
+            assert_close(run(**batch(kind)).logits, eager(**batch(kind)).logits, **CLOSE)
+        with model.disable_adapter():
+            assert_close(run(**batch(kind)).logits, kind.model()(**batch(kind)).logits, **CLOSE)
+
+
+CASES = {
+    **{
+        f"{name}, {'training' if training else 'evaluation'}, {'mixed' if mixed else 'one'}": (
+            lambda n=name, t=training, m=mixed: equals_eager(n, training=t, mixed=m)
+        )
+        for name in THREE
+        for training in (False, True)
+        for mixed in (False, True)
+    },
+    "switching": lambda: switches("llama"),
+}
+
+
+def main():
+    found = {}
+    for case, check in CASES.items():
+        try:
+            check()
+            found[case] = "fine"
+        except Exception as error:  # reported as the test of the case
+            found[case] = f"{type(error).__name__}: {error}"[:600]
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
