@@ -18,6 +18,9 @@ import tiny  # noqa: E402
 from saved import save  # noqa: E402
 
 
+torch.set_num_threads(1)  # tiny models lose much more to waiting threads than they gain
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from transformers import BertConfig, BertForTokenClassification
 
 from peft_smop import SMoPConfig
+from peft_smop.errors import ConfigError
 from tiny import KINDS, VOCABULARY, adapted, batch, decided, row
 
 DECODERS = [name for name, kind in KINDS.items() if kind.task_type == "CAUSAL_LM"]
@@ -132,9 +133,17 @@ def test_labels_are_forgotten_when_the_pass_they_came_with_is_over(name, fails):
     assert_close(backbone(**made).last_hidden_state, expected)
 
 
+def test_an_encoder_decoder_has_no_context_to_route_on():
+    kind = KINDS["t5"]
+    with pytest.raises(ConfigError, match="router_scope='context' is for causal LMs"):
+        SMoPConfig(task_type=kind.task_type, router_scope="context")
+    with pytest.raises(ConfigError, match="router_scope='context' is for causal LMs"):
+        get_peft_model(kind.model(), SMoPConfig(router_scope="context"))
+
+
 def test_the_labels_of_an_encoder_decoder_are_never_read_by_the_router():
     kind = KINDS["t5"]
-    model, made = adapted(kind, router_scope="context"), batch(kind, tokens=3)  # same shape
+    model, made = adapted(kind), batch(kind, tokens=3)  # labels of the input's shape
     made["attention_mask"].fill_(1)
     made["labels"][:, 0] = -100
     model(**made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from typing import Literal
 
 from peft import PeftConfig, PeftType, TaskType
@@ -13,6 +14,23 @@ from peft_smop.tuner.routing import RoutingOptions, RoutingStrategy, build_strat
 
 INITIALISATIONS = ("vocabulary", "normal", "text", "labels", "adapter")
 FORMAT_VERSION = 1
+
+_NONE = type(None)
+_WORDS = {int: "a whole number", str: "a text", _NONE: "None", bool: "true or false"}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "num_prompts": (int, _NONE),
+    "num_virtual_tokens": (int,),
+    "routing": (str,),
+    "perturbation": (bool, _NONE),
+    "router_scope": (str, _NONE),
+    "init": (str,),
+    "init_text": (str, list, _NONE),
+    "init_labels": (list, tuple, _NONE),
+    "init_adapter": (str, PathLike, _NONE),
+    "init_std": (float, int),
+    "seed": (int,),
+    "format_version": (int,),
+}
 
 
 @dataclass
@@ -65,8 +83,10 @@ class SMoPConfig(PeftConfig):
     init_labels: list[str] | None = None
     init_adapter: str | None = None
     init_std: float = 0.5
-    # filled in at the first injection, so that a saved adapter never needs the tokenizer again
+    # filled in at the first injection, so that a saved adapter never needs its start again
     init_token_ids: list[list[int]] | None = None
+    init_tokenizer: str | None = None
+    is_initialised: bool = False
     tokenizer_name_or_path: str | None = None
     seed: int = 0
     modules_to_save: list[str] | None = field(
@@ -77,6 +97,7 @@ class SMoPConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.SMOP
+        self._check_types()
         strategy = self.strategy()
         if self.num_prompts is None:
             self.num_prompts = strategy.default_num_prompts
@@ -86,8 +107,13 @@ class SMoPConfig(PeftConfig):
             self.router_scope = "context" if self.task_type == TaskType.CAUSAL_LM else "input"
         for name in ("num_prompts", "num_virtual_tokens"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if value < 1:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.router_scope == "context" and self.task_type not in (None, TaskType.CAUSAL_LM):
+            raise ConfigError(
+                f"router_scope='context' is for causal LMs, not task_type={str(self.task_type)!r};"
+                " leave it out"
+            )
         if self.router_scope not in ("input", "context"):
             raise unknown("router_scope", str(self.router_scope), ("input", "context"))
         if self.init not in INITIALISATIONS:
@@ -97,6 +123,8 @@ class SMoPConfig(PeftConfig):
         )
         if needed and not getattr(self, needed):
             raise ConfigError(f"init={self.init!r} needs {needed}")
+        if self.init_adapter is not None:
+            self.init_adapter = fspath(self.init_adapter)
         if not self.init_std > 0:
             raise ConfigError(f"init_std={self.init_std!r} must be above 0")
         if self.format_version > FORMAT_VERSION:
@@ -104,6 +132,14 @@ class SMoPConfig(PeftConfig):
                 f"format_version={self.format_version} is newer than this peft-smop reads"
                 f" ({FORMAT_VERSION}); upgrade peft-smop"
             )
+
+    def _check_types(self) -> None:
+        """Configurations come from JSON too: every field is checked before it is used."""
+        for name, kinds in _TYPES.items():
+            value = getattr(self, name)
+            if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
+                wanted = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
+                raise ConfigError(f"{name}={value!r} must be {wanted}")
 
     def strategy(self) -> RoutingStrategy:
         """The routing strategy that this configuration describes."""

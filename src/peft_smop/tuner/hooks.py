@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError, PromptIgnoredError
@@ -29,14 +30,21 @@ from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.rows import BASE, RowAdapters
 from peft_smop.tuner.splice import Layout, context_mask, left_padding, mean_embedding
 
+WIDTH_IN_CACHE = "smop_prompt_width"
+"""The attribute by which a KV cache says how many positions of a soft prompt it begins with."""
+
 
 @dataclass
 class Call:
     """One forward or generate through PEFT: one routing decision, whatever the passes."""
 
     adapter_names: Sequence[str] | None = None
+    repeats: bool = True
+    """Whether rows may come repeated, as beams do."""
     prompts: Tensor | None = None
+    """Every row's scaled prompt, once it is decided."""
     seen: bool = False
+    """Whether the backbone, or a decoder behind its states, was called."""
 
 
 class PromptHooks:
@@ -52,6 +60,7 @@ class PromptHooks:
         self._takes_positions = backbone.takes_positions
         self._first_position = backbone.first_position
         self._drops = backbone.decoder is None
+        self._as_tuple = False
         self._labels: Tensor | None = None
         self._layout: Layout | None = None
 
@@ -66,6 +75,14 @@ class PromptHooks:
             if backbone.pooler is not None:
                 backbone.pooler.register_forward_pre_hook(self.before_pooler)
 
+    def register_heads(self, model: nn.Module) -> None:
+        """Let heads that are trained with the prompts follow the rows' adapters."""
+        for module in model.modules():
+            if isinstance(module, ModulesToSaveWrapper) and not any(
+                getattr(hook, "__self__", None) is self for hook in module._forward_hooks.values()
+            ):
+                module.register_forward_hook(self.after_head, with_kwargs=True)
+
     def unregister(self, model: nn.Module) -> None:
         """Remove every hook of this object from the model."""
         for module in model.modules():
@@ -75,6 +92,7 @@ class PromptHooks:
                 ]:
                     del hooks[key]
                     module._forward_pre_hooks_with_kwargs.pop(key, None)
+                    module._forward_hooks_with_kwargs.pop(key, None)
 
     def _row_adapters(self, rows: int) -> RowAdapters | None:
         """Which adapter each row uses; None when adapters are disabled, absent, or touch no row."""
@@ -85,11 +103,15 @@ class PromptHooks:
         if named is None and len(active) > 1:
             raise ConfigError(
                 f"{len(active)} adapters are active ({', '.join(active)}) but a row can follow"
-                f" only one;"
-                " set one, or pass adapter_names with one name per row"
+                " only one; set one, or pass adapter_names with one name per row"
             )
         if named is None and not active:
             return None
+        if named is not None and self.call and not self.call.repeats and len(named) != rows:
+            raise ConfigError(
+                f"adapter_names has {len(named)} entries for a batch of {rows} rows; give one"
+                " name per row"
+            )
         return RowAdapters.of(active[0] if active else BASE, named, rows)
 
     def _mark_seen(self) -> None:
@@ -107,6 +129,8 @@ class PromptHooks:
     ) -> tuple[tuple[()], dict[str, Any]] | None:
         """Splice the prompt, or, behind a cache that holds it, count it."""
         self._layout = None
+        # taken up here and by no later pass
+        labels, self._labels = self._labels, None
         given = bind(self._names, args, kwargs)
         ids, x = given.get("input_ids"), given.get("inputs_embeds")
         tokens = x if x is not None else ids
@@ -117,25 +141,54 @@ class PromptHooks:
         if rows is None or not rows.names:
             return None
         mask = given.get("attention_mask")
-        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
-            raise ConfigError(
-                "soft prompts need the two-dimensional attention mask (rows, tokens); static"
-                " caches and"
-                " ready-made attention masks have no room for the prompt: use the default dynamic"
-                " cache"
-            )
         cache = given.get("past_key_values")
+        if getattr(cache, "is_compileable", False) or (
+            mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2)
+        ):
+            raise ConfigError(
+                "soft prompts need the two-dimensional attention mask (rows, tokens); static caches"
+                " and ready-made masks have no room for the prompt: use the default dynamic cache"
+            )
         past = cache.get_seq_length() if cache is not None else 0
         if past > 0:
-            if not getattr(cache, "smop_holds_prompt", False):
-                raise PromptIgnoredError(
-                    "past_key_values was filled without the soft prompt, which would be ignored;"
-                    " start from an empty cache"
-                )
+            self._check_cache(cache, rows, given, past + tokens.shape[1])
             return (), self._continued(given, rows, tokens, past)
         if x is None:
             x = module.get_input_embeddings()(ids)
-        return (), self._spliced(given, rows, x)
+        self._as_tuple = given.get("return_dict") is False
+        if self._drops and self._as_tuple:
+            given["return_dict"] = True  # states are dropped by name, not by place
+        return (), self._spliced(given, rows, x, labels)
+
+    def _check_cache(
+        self, cache: Any, rows: RowAdapters, given: dict[str, Any], total: int
+    ) -> None:
+        """Refuse a cache whose content does not go with this batch's prompts.
+
+        Raises:
+            PromptIgnoredError: it was filled without a prompt, or with another adapter's.
+            ConfigError: the new tokens do not continue it.
+        """
+        width, held = self.layer.width(rows), getattr(cache, WIDTH_IN_CACHE, 0)
+        if held != width:
+            filled = f"with a soft prompt of {held}" if held else "without the soft prompt"
+            raise PromptIgnoredError(
+                f"past_key_values was filled {filled}, but this adapter's has {width} virtual"
+                " tokens; start from an empty cache"
+            )
+        mask, positions = given.get("attention_mask"), given.get("position_ids")
+        tokens = total - width
+        if mask is not None:
+            tokens = mask.shape[1]
+        elif positions is not None and self.call is not None and self.call.prompts is None:
+            # the cache is older than this call, and only the positions tell what it should hold
+            tokens = int(positions[0, -1]) + 1
+        if tokens + width != total:
+            raise ConfigError(
+                f"the cache and the new tokens have {total} positions, the text and its prompt"
+                f" {tokens + width}; generate cannot go on from a cache that holds a soft prompt:"
+                " leave past_key_values out"
+            )
 
     def _layout_for(
         self, rows: RowAdapters, mask: Tensor | None, like: Tensor, tokens: int
@@ -151,12 +204,18 @@ class PromptHooks:
         )
 
     def _spliced(
-        self, given: dict[str, Any], rows: RowAdapters, x: Float[Tensor, "b n e"]
+        self,
+        given: dict[str, Any],
+        rows: RowAdapters,
+        x: Float[Tensor, "b n e"],
+        labels: Tensor | None,
     ) -> dict[str, Any]:
         mask = given.get("attention_mask")
         layout = self._layout_for(rows, mask, x, x.shape[1])
         given["input_ids"] = None
-        given["inputs_embeds"] = layout.embeddings(self._prompts(x, mask, rows).to(x.dtype), x)
+        given["inputs_embeds"] = layout.embeddings(
+            self._prompts(x, mask, rows, labels).to(x.dtype), x
+        )
         if mask is not None or self.layer.is_uneven(rows):
             given["attention_mask"] = layout.mask(mask)
         if self._takes_positions and (
@@ -192,25 +251,28 @@ class PromptHooks:
             given["position_ids"] = layout.positions(None, first=self._first_position)[:, past:]
         return given
 
-    def _prompts(self, x: Tensor, mask: Tensor | None, rows: RowAdapters) -> Float[Tensor, "b l e"]:
+    def _prompts(
+        self, x: Tensor, mask: Tensor | None, rows: RowAdapters, labels: Tensor | None
+    ) -> Float[Tensor, "b l e"]:
         """Every row's scaled prompt; decided once for a whole generation."""
         if self.call is not None and self.call.prompts is not None:
             pinned = self.call.prompts
             if len(x) % len(pinned) == 0:
                 return pinned.repeat_interleave(len(x) // len(pinned), dim=0)
         with torch.autocast(x.device.type, enabled=False):
-            mean = mean_embedding(x, self._router_mask(x, mask, rows))
+            mean = mean_embedding(x, self._router_mask(x, mask, rows, labels))
             prompts = self.layer.soft_prompts(mean, rows)
         if self.call is not None:
             self.call.prompts = prompts
         return prompts
 
-    def _router_mask(self, x: Tensor, mask: Tensor | None, rows: RowAdapters) -> Tensor | None:
+    def _router_mask(
+        self, x: Tensor, mask: Tensor | None, rows: RowAdapters, labels: Tensor | None
+    ) -> Tensor | None:
         """The tokens that each row's router reads."""
         attended = None if mask is None else mask != 0
-        labels = self._labels
         scoped = [name in self.context_adapters for name in rows.names]
-        if labels is None or not any(scoped) or labels.shape != x.shape[:2]:
+        if labels is None or not any(scoped):
             return attended
         if attended is None:
             attended = torch.ones_like(labels, dtype=torch.bool)
@@ -225,31 +287,41 @@ class PromptHooks:
     def after_backbone(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Drop the prompt's positions: heads, losses and callers see the tokens they know."""
         cache = output.get("past_key_values") if hasattr(output, "get") else None
-        if cache is not None:
-            cache.smop_holds_prompt = self._layout is not None or getattr(
-                cache, "smop_holds_prompt", False
-            )
         layout, self._layout = self._layout, None
         if layout is None:
             return output
-        if isinstance(output, Tensor):
-            return layout.drop(output)
-        if isinstance(output, tuple):
-            # transformers puts the last states first and tuples of all states behind; a pooled
-            # output has two axes
-            return tuple(
-                _drop_states(layout, part) if i != 1 else part for i, part in enumerate(output)
-            )
-        for name in ("last_hidden_state", "hidden_states"):
-            if output.get(name) is not None:
-                output[name] = _drop_states(layout, output[name])
-        return output
+        if cache is not None:
+            setattr(cache, WIDTH_IN_CACHE, layout.width)
+        if not hasattr(output, "get"):
+            return (layout.drop(output[0]), *output[1:])
+        output["last_hidden_state"] = layout.drop(output["last_hidden_state"])
+        if output.get("hidden_states") is not None:
+            output["hidden_states"] = tuple(layout.drop(x) for x in output["hidden_states"])
+        return output.to_tuple() if self._as_tuple else output
 
     def before_pooler(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Pool the first token, not the first virtual token."""
         if self._layout is None:
             return None
         return (self._layout.drop(args[0]), *args[1:])
+
+    def after_head(
+        self, wrapper: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        """Give every row its own adapter's head. PEFT's own way to do so refuses to train."""
+        names = self.call.adapter_names if self.call else None
+        if names is None or self.layer.disable_adapters:
+            return output
+        repeats = len(output) // len(names)
+        of_row = [name for name in names for _ in range(repeats)]
+        heads = dict(wrapper.modules_to_save.items())
+        for name in dict.fromkeys(names):
+            rows = torch.tensor(
+                [i for i, n in enumerate(of_row) if n == name], device=output.device
+            )
+            head = heads.get(name, wrapper.original_module)
+            output = output.index_copy(0, rows, head(args[0][rows], *args[1:], **kwargs))
+        return output
 
     def before_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -267,6 +339,11 @@ class PromptHooks:
             return None
         width = self.layer.width(rows)
         if mask is None:
+            if self.call is not None and self.call.prompts is None:
+                raise PromptIgnoredError(
+                    "encoder_outputs without an attention_mask do not show whether they hold the"
+                    " soft prompt; pass the attention_mask of the tokens"
+                )
             if not self.layer.is_uneven(rows):
                 return None
         elif mask.shape[1] + width != states.shape[1]:
@@ -279,10 +356,3 @@ class PromptHooks:
         layout = self._layout_for(rows, mask, states, states.shape[1] - width)
         given["encoder_attention_mask"] = layout.mask(mask)
         return (), given
-
-
-def _drop_states(layout: Layout, states: Any) -> Any:
-    """Drop the prompt's positions from states (b, s, d) or a tuple of such."""
-    if isinstance(states, tuple):
-        return tuple(_drop_states(layout, part) for part in states)
-    return layout.drop(states) if isinstance(states, Tensor) else states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -60,26 +61,38 @@ class Start:
     def random_ids(self) -> Int[Tensor, "k l"]:
         """Tokens from the common part of the vocabulary, without the special ones."""
         size = min(self.embedding.weight.shape[0], COMMON_TOKENS)
-        allowed = torch.tensor([i for i in range(size) if i not in self.special_ids])
+        rows = self.embedding.weight[:size].detach()
+        # rows that equal each other were never trained: they fill up the table
+        _, place, count = rows.unique(dim=0, return_inverse=True, return_counts=True)
+        trained = (count[place] == 1).tolist()
+        ids = [i for i in range(size) if i not in self.special_ids]
+        allowed = torch.tensor([i for i in ids if trained[i]] or ids)
         return allowed[torch.randint(len(allowed), (self.k, self.l), generator=self.generator)]
 
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids without special tokens.
+    def token_ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of the texts, without special tokens; remembered in the configuration.
 
         Raises:
             ConfigError: no tokenizer is known, or a text has no token.
         """
         from transformers import AutoTokenizer
 
+        config = self.config
+        if config.init_token_ids is not None and config.init_tokenizer == self.tokenizer_name:
+            return config.init_token_ids
         if not self.tokenizer_name:
-            raise ConfigError(
-                f"init={self.config.init!r} needs a tokenizer; set tokenizer_name_or_path"
-            )
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name)
+            raise ConfigError(f"init={config.init!r} needs a tokenizer; set tokenizer_name_or_path")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name)
+        except (OSError, ValueError) as error:
+            if config.init_token_ids is not None:
+                return config.init_token_ids  # loading a saved adapter away from its tokenizer
+            raise ConfigError(f"no tokenizer at {self.tokenizer_name}") from error
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         for text, own in zip(texts, ids, strict=True):
             if not own:
-                raise ConfigError(f"init={self.config.init!r}: {text!r} has no token")
+                raise ConfigError(f"init={config.init!r}: {text!r} has no token")
+        config.init_token_ids, config.init_tokenizer = ids, self.tokenizer_name
         return ids
 
 
@@ -94,15 +107,11 @@ def _normal(start: Start) -> Tensor:
 
 def _text(start: Start) -> Tensor:
     """One text continues through all prompts, or every prompt has its own; short ones repeat."""
-    config = start.config
-    if config.init_token_ids is None:
-        texts = [config.init_text] if isinstance(config.init_text, str) else config.init_text or []
-        if len(texts) not in (1, start.k):
-            raise ConfigError(
-                f"init_text has {len(texts)} texts; give one, or num_prompts={start.k}"
-            )
-        config.init_token_ids = start.tokenize(texts)
-    ids = config.init_token_ids
+    given = start.config.init_text
+    texts = [given] if isinstance(given, str) else given or []
+    if len(texts) not in (1, start.k):
+        raise ConfigError(f"init_text has {len(texts)} texts; give one, or num_prompts={start.k}")
+    ids = start.token_ids(texts)
     if len(ids) == 1:
         total = start.k * start.l
         flat = (ids[0] * (total // len(ids[0]) + 1))[:total]
@@ -113,10 +122,8 @@ def _text(start: Start) -> Tensor:
 
 def _labels(start: Start) -> Tensor:
     """Each label's mean embedding in turn; prompt j begins with label j, the rest is vocabulary."""
-    config = start.config
-    if config.init_token_ids is None:
-        config.init_token_ids = start.tokenize(config.init_labels or [])
-    labels = torch.stack([start.embed(torch.tensor(i)).mean(dim=0) for i in config.init_token_ids])
+    ids = start.token_ids(list(start.config.init_labels or []))
+    labels = torch.stack([start.embed(torch.tensor(own)).mean(dim=0) for own in ids])
     prompts = _vocabulary(start)
     count = min(len(labels), start.l)
     for j in range(start.k):
@@ -149,7 +156,9 @@ def read_prompts(directory: str | Path) -> dict[str, Tensor]:
             router = next((v for k, v in tensors.items() if k.endswith("smop_routers")), None)
             return {"prompts": value, **({} if router is None else {"router": router})}
     if "prompt_embeddings" in tensors:
-        return {"prompts": tensors["prompt_embeddings"][None]}
+        # PEFT saves a second half for encoder-decoders, which it never uses
+        length = json.loads((path.parent / "adapter_config.json").read_text())["num_virtual_tokens"]
+        return {"prompts": tensors["prompt_embeddings"][None, :length]}
     raise CheckpointError(f"{path} holds no soft prompt; it has {', '.join(sorted(tensors)[:3])}")
 
 
@@ -157,8 +166,8 @@ def _adapter(start: Start) -> Tensor:
     """The source's prompts, repeated or cut to k and l (prompt transfer, Vu et al., 2022)."""
     config = start.config
     assert config.init_adapter is not None
-    if not (Path(config.init_adapter) / WEIGHTS_NAME).is_file() and config.inference_mode:
-        # weights follow from the checkpoint; the source may be long gone
+    if config.is_initialised and not (Path(config.init_adapter) / WEIGHTS_NAME).is_file():
+        # a saved adapter is being loaded, whose weights follow; its source may be long gone
         return _vocabulary(start)
     prompts = read_prompts(config.init_adapter)["prompts"].float()
     if prompts.shape[2] != start.width:
@@ -184,7 +193,9 @@ def initial_prompts(start: Start) -> Float[Tensor, "k l e"]:
     device = start.embedding.weight.device
     if start.is_meta:
         return torch.empty(start.k, start.l, start.width, device=device)
-    return INITIALISERS[start.config.init](start).to(device)
+    prompts = INITIALISERS[start.config.init](start).to(device)
+    start.config.is_initialised = True
+    return prompts
 
 
 def initial_router(start: Start) -> Float[Tensor, "e k"]:

@@ -146,13 +146,14 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         strategy = self.strategies[names[0]]
         own = [rows.names[a] for a in rows.of_each_row if a >= 0 and rows.names[a] in names]
         adapter = torch.tensor([names.index(n) for n in own], device=mean.device)
-        prompts = _stacked([self.smop_prompts[name] for name in names])
+        # .float(): a caller may have cast the whole model
+        prompts = _stacked([self.smop_prompts[name].float() for name in names])
         if not strategy.has_router:
             logits = mean.new_zeros(len(mean), prompts.shape[1])
         elif len(names) == 1:
-            logits = mean @ self.smop_routers[names[0]]
+            logits = mean @ self.smop_routers[names[0]].float()
         else:
-            routers = _stacked([self.smop_routers[name] for name in names])
+            routers = _stacked([self.smop_routers[name].float() for name in names])
             logits = torch.bmm(mean[:, None, :], routers[adapter])[:, 0, :]
         routing = strategy(logits, self._keys(own, names, adapter) if self.training else None)
         chosen = prompts[adapter[:, None], routing.indices]

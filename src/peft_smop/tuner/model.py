@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
@@ -111,6 +109,7 @@ class SMoPModel(BaseTuner):
             low_cpu_mem_usage=low_cpu_mem_usage,
             **kwargs,
         )
+        self._hooks.register_heads(model)
 
     def _add_adapter(
         self,
@@ -120,6 +119,11 @@ class SMoPModel(BaseTuner):
         config: SMoPConfig,
         low_cpu_mem_usage: bool,
     ) -> None:
+        if config.router_scope == "context" and backbone.decoder is not None:
+            raise ConfigError(
+                "router_scope='context' is for causal LMs, which see answers in their input;"
+                f" {type(model).__name__} does not: leave it out"
+            )
         text_config = model.config.get_text_config()
         special = {
             value
@@ -167,9 +171,15 @@ class SMoPModel(BaseTuner):
         if names is not None:
             self._check_adapter_names(names)
         self._check_generation(kwargs)
-        before, call = self._hooks.call, Call(adapter_names=names)
+        rows = _rows_given(args, kwargs)
+        if names is not None and rows is not None and rows != len(names):
+            raise ConfigError(
+                f"adapter_names has {len(names)} entries for a batch of {rows} rows; give one name"
+                " per row"
+            )
+        # a forward does not show its rows here; only generate does, and only it repeats them
+        before, call = self._hooks.call, Call(adapter_names=names, repeats=rows is not None)
         self._hooks.call = call
-        handles = [] if names is None else self._mixed_modules_to_save(names)
         try:
             yield
             if not call.seen:
@@ -180,8 +190,6 @@ class SMoPModel(BaseTuner):
                 )
         finally:
             self._hooks.call = before
-            for handle in handles:
-                handle.remove()
 
     def _check_adapter_names(self, names: Sequence[str]) -> None:
         known = set(self.peft_config)
@@ -214,22 +222,21 @@ class SMoPModel(BaseTuner):
                         f" leave {key} out"
                     )
 
-    def _mixed_modules_to_save(self, names: Sequence[str]) -> list[Any]:
-        """Let heads follow the rows' adapters as well; PEFT's own way to do so refuses to train."""
-        return [
-            module.register_forward_hook(partial(_head_of_each_row, tuple(names)), with_kwargs=True)
-            for module in self.model.modules()
-            if isinstance(module, ModulesToSaveWrapper)
-        ]
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: see `merge_and_unload`."""
+        self._check_merge_allowed()
+
+    def _check_merge_allowed(self) -> None:
+        raise ConfigError(
+            "a soft prompt cannot be merged into the weights: it depends on the input;"
+            " use unload() for the bare model"
+        )
 
     def _unload_and_optionally_merge(
         self, merge: bool = True, *args: Any, **kwargs: Any
     ) -> nn.Module:
         if merge:
-            raise ConfigError(
-                "a soft prompt cannot be merged into the weights: it depends on the input;"
-                " use unload() for the bare model"
-            )
+            self._check_merge_allowed()
         self._hooks.unregister(self.model)
         delattr(self.model, CHILD)
         self.model.__dict__.pop("peft_config", None)
@@ -250,20 +257,11 @@ class SMoPModel(BaseTuner):
         return {key: value for key, value in state_dict.items() if f"{CHILD}.{cls.prefix}" in key}
 
 
+def _rows_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """The rows of the input, where a call shows them."""
+    inputs = (*args[:1], *(kwargs.get(n) for n in ("input_ids", "inputs", "inputs_embeds")))
+    return next((len(x) for x in inputs if isinstance(x, Tensor)), None)
+
+
 def _as_list(ids: Any) -> list[int]:
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
-
-
-def _head_of_each_row(
-    names: tuple[str, ...],
-    wrapper: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Tensor,
-) -> Tensor:
-    """Replace a head's output with that of each row's own adapter."""
-    for name in dict.fromkeys(names):
-        rows = torch.tensor([i for i, n in enumerate(names) if n == name], device=output.device)
-        head = dict(wrapper.modules_to_save.items()).get(name, wrapper.original_module)
-        output = output.index_copy(0, rows, head(args[0][rows], *args[1:], **kwargs))
-    return output
