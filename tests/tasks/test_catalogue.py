@@ -28,13 +28,16 @@ def test_an_unknown_task_is_answered_with_the_nearest_and_the_way_out():
     )
 
 
-def test_medley_has_its_three_sizes_both_labels_and_known_populations():
+def test_medley_has_its_three_sizes_twelve_labels_and_known_populations():
     task, split = load_task("medley")
-    assert task.verbalizers == ("no", "yes")
+    assert len(task.labels) == 12
+    assert {"valid", "wrong", "good", "same"} < set(task.verbalizers)
     assert [len(part) for part in (split.train, split.validation, split.test)] == [512, 256, 1000]
     assert split.preset == CATALOGUE["medley"].presets[0]
-    assert Counter(example.label for example in split.train) == {0: 256, 1: 256}
-    assert len({example.population for example in split.train}) == 8
+    counts = Counter(example.label for example in split.train)
+    assert set(counts) == set(range(12))
+    assert max(counts.values()) <= 58  # a ninth of 512, rounded up to whole blocks
+    assert len({example.population for example in split.train}) == 9
     parts = split.record()["parts"]
     assert parts["test"]["texts_shared_with_train"] == 0
     assert parts["validation"]["texts_shared_with_train"] == 0

@@ -18,7 +18,7 @@ CANDIDATES = {
     "prompt tuning, l=20": {"name": "prompt-tuning", "num_virtual_tokens": 20},
     "SMoP, k=4 l=5": {"name": "smop", "num_prompts": 4, "num_virtual_tokens": 5},
 }
-STEPS, EVERY = 300, 50
+STEPS, EVERY = 240, 60
 
 
 def demo(

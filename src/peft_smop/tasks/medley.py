@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from peft_smop.embedded.medley import LABELS, medley_rows
 from peft_smop.embedded.partition import Split as Part
 from peft_smop.errors import ConfigError
 from peft_smop.tasks.examples import Columns, to_examples
@@ -15,9 +16,9 @@ from peft_smop.tasks.task import Task
 MEDLEY = Task(
     name="medley",
     template="{text}",
-    labels=("no", "yes"),
-    verbalizers=("no", "yes"),
-    description="generated sentences of several kinds, each needing another skill",
+    labels=LABELS,
+    verbalizers=LABELS,
+    description="generated sentences of nine kinds, each needing one of six skills",
 )
 
 SIZES: Mapping[Part, int] = {"train": 512, "validation": 256, "test": 1000}
@@ -35,8 +36,6 @@ def load_medley(
     Raises:
         ConfigError: where a folder of data is given.
     """
-    from peft_smop.embedded.medley import medley_rows
-
     if data is not None:
         raise ConfigError(f"data={str(data)!r}, but medley is generated; leave it out")
     parts: dict[str, Examples] = {}
