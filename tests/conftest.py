@@ -55,9 +55,7 @@ def saved_models(tmp_path_factory) -> dict[str, str]:
     """A tiny random model of each kind on disk, with a tokenizer that knows the toy task's words."""
     folder = tmp_path_factory.mktemp("models")
     texts = [row["text"] for row in _rows(60)] + ["warm cold answer:"]
-    return {
-        name: str(save(tiny.KINDS[name], folder / name, texts=texts)) for name in tiny.THREE
-    }
+    return {name: str(save(tiny.KINDS[name], folder / name, texts=texts)) for name in tiny.THREE}
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def demo(
                 }
             )
             where = output / f"{method['name']}-s{number}"
-            run(spec, where, resume=where.is_dir(), console=console)
+            run(spec, where, resume=where.is_dir(), console=Console(stderr=True, highlight=False))
             groups.setdefault(title, []).append(where)
     picture = output / "comparison.png"
     draw(groups, picture, title="medley on the embedded T5: a demonstration, not evidence")
