@@ -61,9 +61,9 @@ def evaluate(
     score = score_as_dict(found)
     console = Console(highlight=False)
     for line in score_lines(score, part=part.value):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     for alarm in found.alarms:
-        console.print(f"[yellow]warning: {alarm}[/]")
+        console.print(f"[yellow]warning: {alarm}[/]", soft_wrap=True)
     if trained.formulation.truncated:
         console.print(
             f"{trained.formulation.truncated} inputs are longer than"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console
 from rich.text import Text
 
 
@@ -24,8 +24,8 @@ def score_lines(score: Mapping[str, Any], *, part: str) -> list[str]:
     return lines
 
 
-def result_panel(result: Mapping[str, Any], where: Path) -> Group:
-    """What a finished run is told as."""
+def print_result(console: Console, result: Mapping[str, Any], where: Path) -> None:
+    """Tell what a finished run came to."""
     training, parameters = result["training"], result["parameters"]
     stopped = "stopped early" if training["stopped_early"] else "ran to its end"
     lines = [
@@ -39,7 +39,11 @@ def result_panel(result: Mapping[str, Any], where: Path) -> Group:
         lines.append(
             f"{result['truncated_test_inputs']} test inputs were cut to the longest length"
         )
-    texts = [Text(lines[0], style="bold"), *map(Text, lines[1:])]
-    texts += [Text(f"warning: {alarm}", style="yellow") for alarm in result["test"]["alarms"]]
-    texts.append(Text(f"saved in {where}   next: smop predict {where} INPUT.jsonl", style="dim"))
-    return Group(*texts)
+    for number, line in enumerate(lines):
+        console.print(Text(line, style="bold" if number == 0 else ""), soft_wrap=True)
+    for alarm in result["test"]["alarms"]:
+        console.print(Text(f"warning: {alarm}", style="yellow"), soft_wrap=True)
+    console.print(
+        Text(f"saved in {where}   next: smop predict {where} INPUT.jsonl", style="dim"),
+        soft_wrap=True,
+    )

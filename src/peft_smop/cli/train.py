@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from peft_smop.cli.show import result_panel
+from peft_smop.cli.show import print_result
 from peft_smop.lab import RunSpec, run
 from peft_smop.methods import DEFAULT_MODEL, METHODS
 
@@ -108,7 +108,7 @@ def train(
     spec = RunSpec.of(content)
     where = output or Path("runs") / default_name(spec)
     result = run(spec, where, resume=resume, overwrite=overwrite, console=console)
-    Console(highlight=False).print(result_panel(result, where))
+    print_result(Console(highlight=False), result, where)
 
 
 def default_name(spec: RunSpec) -> str:

@@ -142,11 +142,25 @@ def load_backbone(
         raise ConfigError(_first_sentence(error)) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"model {name!r} cannot be read: {_first_sentence(error)}") from error
+    if source.gguf_file is not None:
+        _forget_quantization(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return LoadedBackbone(model.to(device), tokenizer, kind)
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """Drop the mark of a format that reading has undone: the weights are plain by now.
+
+    The Trainer would refuse the model for it.
+    """
+    model.hf_quantizer = None
+    model.is_quantized = False
+    for holder, name in ((model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(holder, name):
+            delattr(holder, name)
 
 
 def default_device() -> torch.device:
