@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -67,8 +67,9 @@ def demo(
 def _table(groups: dict[str, list[Path]], seeds: int) -> Table:
     rows = compare(groups)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", f"test accuracy, {seeds} seeds", "each", "trained", "load", "s"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    for column in ("method", "accuracy", "each seed", "trained", "load", "s"):
+        justify: Literal["left", "right"] = "left" if column == "method" else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(
             row.name,
