@@ -17,7 +17,6 @@ import torch  # noqa: E402
 import tiny  # noqa: E402
 from saved import save  # noqa: E402
 
-
 torch.set_num_threads(1)  # tiny models lose much more to waiting threads than they gain
 
 
@@ -52,9 +51,11 @@ def toy_task(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def saved_models(tmp_path_factory) -> dict[str, str]:
-    """A tiny random model of each kind on disk, with a tokenizer that knows the toy task's words."""
+    """A tiny random model of each kind on disk, with a tokenizer for the toy task's words."""
     folder = tmp_path_factory.mktemp("models")
-    texts = [row["text"] for row in _rows(60)] + ["warm cold answer:"]
+    texts = [row["text"] for row in _rows(60)] + [
+        "warm cold answer: entailment contradiction neutral"
+    ]
     return {name: str(save(tiny.KINDS[name], folder / name, texts=texts)) for name in tiny.THREE}
 
 

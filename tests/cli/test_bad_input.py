@@ -205,14 +205,59 @@ def test_a_specification_with_an_unknown_key(smop, trained):
 
 def test_inputs_that_are_too_long_are_counted_and_said(smop, toy_task, saved_models, tmp_path):
     command = ("train", "-t", toy_task, "-m", saved_models["t5"], "-o", tmp_path / "run", *QUICK)
-    code, out, err = smop(*command, "--max-length", 8)
+    code, out, err = smop(*command, "--max-length", 7)  # six words and their end
     assert code == 0
-    assert "training inputs" not in err
-    code, out, err = smop(*command, "--max-length", 9, "--overwrite")
     assert "cut" not in err + out
     code, out, err = smop(*command, "--max-length", 6, "--overwrite")
-    assert code == 2  # no room for anything worth reading
-    assert "leaves" in err
+    assert code == 0
+    assert "48 of 48 training inputs are longer than 6 tokens and were cut" in err
+    assert "6 test inputs were cut" in out
+    refused(smop(*command, "--max-length", 4, "--overwrite"), "max_length=4 leaves no room")
+
+
+def test_ctrl_c_says_how_to_go_on(smop, toy_task, saved_models, tmp_path, monkeypatch):
+    from peft_smop.training.trainer import ScoringTrainer
+
+    def interrupted(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScoringTrainer, "training_step", interrupted)
+    code, _, err = smop(
+        "train", "-t", toy_task, "-m", saved_models["t5"], "-o", tmp_path / "run", *QUICK
+    )
+    assert code == 130
+    assert "--resume" in err
+    assert "Traceback" not in err
+
+
+def test_places_that_cannot_be_written_to(smop, trained, toy_task, saved_models, tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "run"
+    refused(smop("train", "-t", toy_task, "-m", saved_models["t5"], "-o", place), "is a file")
+    refused(smop("evaluate", trained, "-o", tmp_path), "is a directory")
+
+
+def test_a_damaged_model_is_not_called_unknown(smop, toy_task, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{")
+    (tmp_path / "model" / "model.safetensors").write_text("")
+    refused(smop("train", "-t", toy_task, "-m", tmp_path / "model"), "cannot be read")
+
+
+def test_evaluating_with_another_task_or_other_rows_is_noticed(
+    smop, toy_task, saved_models, tmp_path
+):
+    folder = tmp_path / "task"
+    shutil.copytree(toy_task.parent, folder)
+    yaml = folder / "toy.yaml"
+    run = tmp_path / "run"
+    assert smop("train", "-t", yaml, "-m", saved_models["t5"], "-o", run, *QUICK)[0] == 0
+    code, out, _ = smop("evaluate", run, "--seed", 5)
+    assert code == 0
+    assert "some may have been trained on" in out
+    assert "trained on" not in smop("evaluate", run)[1]
+    yaml.write_text(yaml.read_text().replace("warm: warm, cold: cold", "cold: cold, warm: warm"))
+    refused(smop("evaluate", run), "not the one that was trained")
 
 
 def test_a_loss_that_explodes_is_one_sentence(smop, toy_task, saved_models, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,19 +107,39 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_gives_others(
     assert not torch.equal(weights[0][key], weights[2][key])
 
 
+def scored_by_step(monkeypatch, score):
+    """Let the validation score be a function of the steps trained: tests decide what is best."""
+    module = sys.modules["peft_smop.training.fit"]
+    original = module.evaluate
+
+    def evaluate(model, *args, **kwargs):
+        found = original(model, *args, **kwargs)
+        steps = int(model.smop_layer.smop_steps["default"])
+        return replace(found, score=replace(found.score, value=float(score(steps))))
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+
+
+def adapter_of(run_directory):
+    return load_file(run_directory / "adapter" / "adapter_model.safetensors")
+
+
 @pytest.mark.parametrize("kind", tiny.THREE)
 def test_a_killed_and_resumed_run_ends_with_the_weights_of_one_never_killed(
     toy_task, saved_models, tmp_path, kind, monkeypatch
 ):
-    wanted = spec(toy_task, saved_models[kind], max_steps=12)
-    run(wanted, tmp_path / "whole")
+    # six steps an epoch: checkpoints fall within epochs; the best state is the last one
+    scored_by_step(monkeypatch, lambda step: step)
+    wanted = spec(toy_task, saved_models[kind], max_steps=14, eval_steps=4)
+    whole = run(wanted, tmp_path / "whole")
+    assert whole["training"]["best_step"] > 10
 
     from peft_smop.training.trainer import ScoringTrainer
 
     original = ScoringTrainer.training_step
 
     def dies(self, *args, **kwargs):
-        if self.state.global_step == 8:  # after the checkpoint of step 6, before that of step 9
+        if self.state.global_step == 10:  # after the checkpoint of step 8, before that of step 12
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
@@ -126,16 +148,82 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_one_never_killed(
         run(wanted, tmp_path / "killed")
     monkeypatch.setattr(ScoringTrainer, "training_step", original)
     assert not (tmp_path / "killed" / "result.json").exists()
-    run(wanted, tmp_path / "killed", resume=True)
-    one, other = (
-        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
-        for name in ("whole", "killed")
-    )
+    resumed = run(wanted, tmp_path / "killed", resume=True)
+    assert resumed["training"]["resumed"]
+    one, other = adapter_of(tmp_path / "whole"), adapter_of(tmp_path / "killed")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
-    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("whole", "killed")]
-    assert results[0]["test"] == results[1]["test"]
-    assert results[0]["validation"] == results[1]["validation"]
+    assert whole["test"] == resumed["test"]
+
+
+def test_a_run_killed_after_its_patience_ended_does_not_go_on_when_resumed(
+    toy_task, saved_models, tmp_path, monkeypatch
+):
+    scored_by_step(monkeypatch, lambda step: {3: 90, 6: 50, 9: 40}.get(step, 95))
+    wanted = spec(toy_task, saved_models["t5"], max_steps=18, patience=2)
+    whole = run(wanted, tmp_path / "whole")
+    assert (whole["training"]["steps"], whole["training"]["best_step"]) == (9, 3)
+
+    from peft_smop.training.trainer import ScoringTrainer
+
+    original = ScoringTrainer._load_best_model
+
+    def dies(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScoringTrainer, "_load_best_model", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted, tmp_path / "killed")
+    monkeypatch.setattr(ScoringTrainer, "_load_best_model", original)
+    resumed = run(wanted, tmp_path / "killed", resume=True)
+    assert (resumed["training"]["steps"], resumed["training"]["best_step"]) == (9, 3)
+    one, other = adapter_of(tmp_path / "whole"), adapter_of(tmp_path / "killed")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_is_not_resumed_on_other_data(toy_task, saved_models, tmp_path, monkeypatch):
+    from peft_smop.training.trainer import ScoringTrainer
+
+    folder = tmp_path / "task"
+    shutil.copytree(toy_task.parent, folder)
+    wanted = spec(folder / "toy.yaml", saved_models["t5"])
+    monkeypatch.setattr(ScoringTrainer, "_load_best_model", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(wanted, tmp_path / "run")
+    monkeypatch.undo()
+    rows = (folder / "rows.jsonl").read_text().splitlines()
+    (folder / "rows.jsonl").write_text("\n".join(rows[:50]) + "\n")
+    with pytest.raises(RunError, match="not those in"):
+        run(wanted, tmp_path / "run", resume=True)
+
+
+def test_there_is_always_a_whole_checkpoint_while_a_new_one_is_written(
+    toy_task, saved_models, tmp_path, monkeypatch
+):
+    from peft_smop.training.trainer import CompleteCheckpoint, last_complete_checkpoint
+
+    original = CompleteCheckpoint.on_save
+
+    def dies(self, args, state, *more, **kwargs):
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+        return original(self, args, state, *more, **kwargs)
+
+    scored_by_step(monkeypatch, lambda step: step)
+    monkeypatch.setattr(CompleteCheckpoint, "on_save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec(toy_task, saved_models["t5"], max_steps=9), tmp_path / "run")
+    kept = last_complete_checkpoint(tmp_path / "run" / "checkpoints")
+    assert kept is not None
+    assert kept.name == "checkpoint-3"
+
+
+def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(toy_task, saved_models, tmp_path):
+    wanted = spec(toy_task, saved_models["t5"])
+    run(wanted, tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    run(wanted, tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
 def test_a_checkpoint_that_was_not_finished_is_passed_over(toy_task, saved_models, tmp_path):

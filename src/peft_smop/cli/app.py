@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from peft_smop.cli import demo, evaluate, predict, tasks, train
 from peft_smop.errors import SMoPError
@@ -35,22 +37,9 @@ def main() -> None:
         app()
     except SMoPError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"[bold red]error:[/] {_escaped(str(error))}"
+            f"[bold red]error:[/] {escape(str(error))}"
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print(
-            "stopped; what was trained so far is kept, go on with smop train --resume"
-        )
-        sys.exit(130)
-    except BrokenPipeError:
-        # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def _quiet_libraries() -> None:
@@ -59,6 +48,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Could not find a config file", module="peft")
+    # its retries are told in the end by one sentence of ours
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     import transformers
 
     transformers.logging.set_verbosity_error()

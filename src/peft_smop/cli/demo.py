@@ -36,6 +36,11 @@ def demo(
     """
     console = Console(highlight=False)
     started = time.monotonic()
+    console.print(
+        f"{len(CANDIDATES)} methods, {seeds} seeds each: {len(CANDIDATES) * seeds} trainings of"
+        f" {STEPS} steps of a frozen T5 with 1 M parameters, all on this machine.",
+        soft_wrap=True,
+    )
     groups: dict[str, list[Path]] = {}
     for title, method in CANDIDATES.items():
         for number in range(seed, seed + seeds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,8 @@ import typer
 from rich.console import Console
 
 from peft_smop.cli.show import score_lines
-from peft_smop.lab import load_trained, score_as_dict, write_json
+from peft_smop.errors import RunError
+from peft_smop.lab import RunDirectory, load_trained, score_as_dict, write_json
 from peft_smop.scoring import evaluate as evaluate_examples
 from peft_smop.scoring import majority_label
 from peft_smop.tasks import load_task
@@ -45,11 +47,29 @@ def evaluate(
 
     Example: [bold]smop evaluate runs/cb-t5-base-smop-s0 --part validation[/bold]
     """
+    if output is not None and output.is_dir():
+        raise RunError(f"{output} is a directory; expected a file for the score")
     trained = load_trained(path, task=task, model=model, data=data)
     spec = trained.spec
-    _, split = load_task(
+    today, split = load_task(
         spec.task, data=spec.data, preset=spec.preset, seed=spec.seed if seed is None else seed
     )
+    if today != trained.task:
+        raise RunError(
+            f"the task {spec.task!r} is not the one that was trained: its template, labels or"
+            " verbalizers have changed since"
+        )
+    console = Console(highlight=False)
+    recorded = RunDirectory(path).split
+    if recorded.is_file():
+        before = json.loads(recorded.read_text(encoding="utf-8"))["parts"][part.value]["sha256"]
+        if split.record()["parts"][part.value]["sha256"] != before:
+            console.print(
+                f"warning: these {part.value} examples are not the run's own; some may have been"
+                " trained on",
+                style="yellow",
+                soft_wrap=True,
+            )
     config = trained.model.peft_config[trained.model.active_adapter]
     found = evaluate_examples(
         trained.model,
@@ -59,11 +79,10 @@ def evaluate(
         num_prompts=getattr(config, "num_prompts", None),
     )
     score = score_as_dict(found)
-    console = Console(highlight=False)
     for line in score_lines(score, part=part.value):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
     for alarm in found.alarms:
-        console.print(f"[yellow]warning: {alarm}[/]", soft_wrap=True)
+        console.print(f"warning: {alarm}", style="yellow", markup=False, soft_wrap=True)
     if trained.formulation.truncated:
         console.print(
             f"{trained.formulation.truncated} inputs are longer than"

@@ -28,11 +28,12 @@ def print_result(console: Console, result: Mapping[str, Any], where: Path) -> No
     """Tell what a finished run came to."""
     training, parameters = result["training"], result["parameters"]
     stopped = "stopped early" if training["stopped_early"] else "ran to its end"
+    since = " since it was resumed" if training.get("resumed") else ""
     lines = [
         f"{result['task']}, {result['method']['name']} on {result['model']}, seed {result['seed']}",
         *score_lines(result["test"], part="test"),
         f"validation {result['validation']['score']:.1f} at step {training['best_step']}"
-        f" of {training['steps']} ({stopped}, {training['seconds']:.0f} s)",
+        f" of {training['steps']} ({stopped}, {training['seconds']:.0f} s{since})",
         f"trained {parameters['trainable']:,} parameters, {parameters['percentage']:.4f} %",
     ]
     if result["truncated_test_inputs"]:

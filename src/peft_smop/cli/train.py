@@ -46,6 +46,14 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 32,
     learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr")] = 0.5,
     optimizer: Annotated[str, typer.Option(help="adafactor or adamw_torch.")] = "adafactor",
+    weight_decay: Annotated[float, typer.Option()] = 1e-5,
+    warmup_ratio: Annotated[float, typer.Option(help="Share of steps to warm up.")] = 0.06,
+    schedule: Annotated[
+        str, typer.Option(help="linear, cosine or constant_with_warmup.")
+    ] = "linear",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = False,
     patience: Annotated[
         int, typer.Option(help="Stop after so many evaluations without improvement.")
     ] = 10,
@@ -99,6 +107,10 @@ def train(
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "optimizer": optimizer,
+            "weight_decay": weight_decay,
+            "warmup_ratio": warmup_ratio,
+            "schedule": schedule,
+            "gradient_checkpointing": gradient_checkpointing,
             "patience": patience,
             "eval_steps": eval_steps,
             "max_length": max_length,
@@ -107,12 +119,17 @@ def train(
     }
     spec = RunSpec.of(content)
     where = output or Path("runs") / default_name(spec)
-    result = run(spec, where, resume=resume, overwrite=overwrite, console=console)
+    try:
+        result = run(spec, where, resume=resume, overwrite=overwrite, console=console)
+    except KeyboardInterrupt:
+        console.print(f"stopped; {where} is kept: the same command with --resume goes on with it")
+        raise typer.Exit(130) from None
     print_result(Console(highlight=False), result, where)
 
 
 def default_name(spec: RunSpec) -> str:
     """A run's directory when none is given."""
-    return "-".join(
-        [Path(spec.task).stem, Path(spec.model).stem, spec.method.name, f"s{spec.seed}"]
-    )
+    # not Path.stem, which would cut Llama-3.2-1B at its dot
+    task = Path(spec.task).name.removesuffix(".yaml").removesuffix(".yml")
+    model = Path(spec.model).name.removesuffix(".gguf")
+    return "-".join([task, model, spec.method.name, f"s{spec.seed}"])

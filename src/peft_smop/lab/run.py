@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import time
@@ -38,7 +39,7 @@ from peft_smop.scoring import (
     majority_label,
 )
 from peft_smop.tasks import Example, Split, Task, load_task
-from peft_smop.training import Fit, ProgressBar, fit
+from peft_smop.training import Fit, ProgressBar, fit, last_complete_checkpoint
 
 PACKAGES = ("peft-smop", "torch", "transformers", "peft", "accelerate")
 
@@ -121,10 +122,13 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     if overwrite:
         directory.clear()
+    if resume:
+        _check_same_data(prepared, directory)
     spec.save(directory.spec)
     write_json(directory.task, asdict(prepared.task))
     write_json(directory.split, prepared.split.record())
 
+    resumed = resume and last_complete_checkpoint(directory.checkpoints) is not None
     started = time.monotonic()
     progress = ProgressBar(console, f"{prepared.task.name} {spec.method.name} seed {spec.seed}")
     with ExitStack() as stack:
@@ -141,17 +145,16 @@ def run(
             callbacks=[progress],
         )
     seconds = time.monotonic() - started
-    cut = prepared.formulation.truncated
-    if cut:
+    if fitted.truncated:
         console.print(
-            f"{cut} of {len(train)} training inputs are longer than"
+            f"{fitted.truncated} of {len(train)} training inputs are longer than"
             f" {prepared.formulation.max_length} tokens and were cut"
         )
     evaluation = test_once(prepared, test, train)
     prepared.model.save_pretrained(str(directory.adapter))
     write_jsonl(directory.metrics, fitted.history)
     write_jsonl(directory.predictions, predictions_as_rows(prepared.task, evaluation.predictions))
-    result = _result(spec, prepared, fitted, evaluation, seconds=seconds)
+    result = _result(spec, prepared, fitted, evaluation, seconds=seconds, resumed=resumed)
     write_json(directory.result, result)
     shutil.rmtree(directory.checkpoints, ignore_errors=True)
     return result
@@ -179,6 +182,17 @@ def _check_same(before: RunSpec, now: RunSpec, directory: RunDirectory) -> None:
             f"{directory.spec} was started with {key}={old[key]!r}, not {new[key]!r};"
             " resume with the options it was started with, or use --overwrite"
         )
+
+
+def _check_same_data(prepared: Prepared, directory: RunDirectory) -> None:
+    """Refuse to go on with other rows: some of today's test rows may have been trained on."""
+    now = (json.dumps(asdict(prepared.task)), json.dumps(prepared.split.record()))
+    for path, content in zip((directory.task, directory.split), now, strict=True):
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(content):
+            raise RunError(
+                f"the task's data are not those in {path}, with which the run was started;"
+                " restore them, or use --overwrite"
+            )
 
 
 def _parts(
@@ -220,7 +234,13 @@ def predictions_as_rows(task: Task, predictions: Sequence[Prediction]) -> list[d
 
 
 def _result(
-    spec: RunSpec, prepared: Prepared, fitted: Fit, evaluation: Evaluation, *, seconds: float
+    spec: RunSpec,
+    prepared: Prepared,
+    fitted: Fit,
+    evaluation: Evaluation,
+    *,
+    seconds: float,
+    resumed: bool,
 ) -> dict[str, Any]:
     parameters = ParameterCount.of(prepared.model)
     record = prepared.split.record()
@@ -236,6 +256,7 @@ def _result(
             "best_step": fitted.best_step,
             "stopped_early": fitted.stopped_early,
             "seconds": round(seconds, 1),
+            "resumed": resumed,
         },
         "parameters": {
             "trainable": parameters.trainable,

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peft_smop.errors import ConfigError, unknown
+from peft_smop.lab.store import write_whole
 from peft_smop.methods import DEFAULT_MODEL, MethodSpec
 from peft_smop.training import TrainingOptions
 
@@ -30,7 +31,7 @@ class RunSpec(BaseModel):
     def save(self, path: Path) -> None:
         """Write the spec as YAML."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
 
     @classmethod
     def load(cls, path: Path) -> RunSpec:
@@ -41,7 +42,7 @@ class RunSpec(BaseModel):
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             mark = getattr(error, "problem_mark", None)
             line = f", line {mark.line + 1}" if mark else ""
             raise ConfigError(f"{path}{line}: not YAML; expected a run's specification") from error

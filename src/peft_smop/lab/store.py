@@ -24,14 +24,22 @@ from peft_smop.errors import CheckpointError, ConfigError, RunError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that no reader, and no crash, ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that no reader, and no crash, ever sees half of it.
+
+    Raises:
+        RunError: the place cannot be written to.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise RunError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -104,8 +112,11 @@ class RunDirectory:
         """
         if resume and overwrite:
             raise ConfigError("--resume and --overwrite exclude each other; give one")
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; expected a directory for the run")
+        nearest = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not nearest.is_dir():
+            raise RunError(f"{nearest} is a file; expected a directory for the run")
+        if not os.access(nearest, os.W_OK):
+            raise RunError(f"{nearest} cannot be written to; give --output another directory")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
         if not self.spec.is_file():
@@ -121,9 +132,25 @@ class RunDirectory:
             )
 
     def clear(self) -> None:
-        """Delete whatever an earlier run left; the result last, so that it never lies."""
-        for path in sorted(self.path.glob("*"), key=lambda path: path == self.result):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Delete what an earlier run wrote, and nothing else.
+
+        The result goes first, as it says that the rest is there; the specification last, as it says
+        that the directory is a run's.
+        """
+        for path in (
+            self.result,
+            self.adapter,
+            self.checkpoints,
+            self.predictions,
+            self.metrics,
+            self.split,
+            self.task,
+            self.spec,
+        ):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def read_result(self) -> dict[str, Any]:
         """The result of a finished run.

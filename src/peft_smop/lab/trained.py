@@ -46,9 +46,9 @@ def load_trained(
     if directory.spec.is_file():
         spec = RunSpec.load(directory.spec)
         adapter = directory.adapter
-        if not adapter.is_dir():
+        if not directory.is_finished or not adapter.is_dir():
             raise CheckpointError(
-                f"{adapter} does not exist; the run is not finished, use smop train --resume"
+                f"the run in {path} is not finished; go on with it by smop train --resume"
             )
         definition = _read_task(directory.task)
     else:

@@ -129,6 +129,10 @@ def load_backbone(
     device = device or default_device()
     config = _config(source)
     kind = task_type or task_type_of(config)
+    if kind not in AUTO_CLASSES:
+        raise CheckpointError(
+            f"the adapter is for {kind}; tasks are put to models of {', '.join(AUTO_CLASSES)}"
+        )
     extra: dict[str, Any] = dict(source.arguments)
     if kind == "SEQ_CLS":
         # the head is trained anew anyway, also where the model brings one for other labels
@@ -175,9 +179,13 @@ def _config(source: Source) -> PreTrainedConfig:
     except ImportError as error:
         raise ConfigError(f"{_first_sentence(error)}; pip install 'peft-smop[gguf]'") from error
     except (OSError, ValueError) as error:
+        if Path(source.name).exists():
+            raise CheckpointError(
+                f"model {source.name!r} cannot be read: {_first_sentence(error)}"
+            ) from error
         near = unknown("model", source.name, KNOWN_NAMES)
         raise ConfigError(
-            f"{near} (not a directory here, not in the local cache, and not reached on the hub)."
+            f"{near} (no directory here, not in the local cache, and not reached on the hub)."
             f" --model {MODEL_NAME} needs no download."
         ) from error
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from peft_smop.errors import RunError
 from peft_smop.scoring.formulation import Features, Formulation
 from peft_smop.scoring.metrics import Score, score
 from peft_smop.tasks import Example
@@ -50,6 +51,9 @@ def predict(
         examples: what to predict; labels are not looked at.
         batch_size: examples in a pass, fewer where the logits would not fit `LOGITS_BUDGET`.
         on_batch: called with the number of examples done in each batch.
+
+    Raises:
+        RunError: a score is not a number.
     """
     features = [formulation.encode(example) for example in examples]
     found: list[Prediction | None] = [None] * len(examples)
@@ -63,6 +67,11 @@ def predict(
                 routes = getattr(model, "last_routes", None)
                 if routes is not None and routes.indices.shape[1] != 1:
                     routes = None  # a mixture has no one prompt to name
+                if scores.log_probabilities.isnan().any():
+                    raise RunError(
+                        "the model's scores are not numbers: its weights or its precision broke;"
+                        " lower the learning rate, or use --precision fp32"
+                    )
                 rows = scores.log_probabilities.tolist()
                 for place, i in enumerate(batch):
                     route = place * scores.repeats
@@ -118,6 +127,7 @@ def evaluate(
     majority_label: int,
     num_prompts: int | None = None,
     batch_size: int = 32,
+    resamples: int = 1000,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Predict and score labelled examples.
@@ -129,8 +139,14 @@ def evaluate(
         majority_label: the training data's most common label.
         num_prompts: k, where the method chooses between prompts.
         batch_size: examples in a pass.
+        resamples: of the bootstrap interval; 0 where nobody looks at it.
         on_batch: called with the number of examples done in each batch.
+
+    Raises:
+        RunError: there are no examples, or a score is not a number.
     """
+    if not examples:
+        raise RunError("there are no examples to score in this part of the data")
     predictions = predict(model, formulation, examples, batch_size=batch_size, on_batch=on_batch)
     truth = [example.label for example in examples if example.label is not None]
     task = formulation.task
@@ -144,6 +160,7 @@ def evaluate(
             [p.label for p in predictions],
             labels=len(task.labels),
             majority_label=majority_label,
+            resamples=resamples,
         ),
         loss=-sum(p.log_probabilities[y] for p, y in zip(predictions, truth, strict=True))
         / len(truth),

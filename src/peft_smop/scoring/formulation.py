@@ -1,12 +1,11 @@
 """How a task is put to a kind of model, and how the model's verdict on each label is read.
 
-    kind of model      input                  answer                    a label's score
-    encoder-decoder    the text               verbalizer, end           log p(verbalizer, end |
-    text) causal LM          the text, "answer:"    verbalizer, end           log p(verbalizer, end
-    | text) encoder            the text               class of a trained head   log p(class | text)
+    kind               input                answer              a label's score
+    encoder-decoder    the text             verbalizer, end     log p(verbalizer, end | text)
+    causal LM          text and "answer:"   verbalizer, end     log p(verbalizer, end | text)
+    encoder            the text             class of a head     log p(class | text)
 
-Labels are scored, never generated: every answer is one of the task's labels, and one pass tells
-all.
+Labels are scored, never generated: every answer is one of the task's labels.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ from peft_smop.errors import ConfigError
 from peft_smop.tasks import Example, Task
 
 IGNORED_LABEL = -100
+LEAST_TEXT = 4
+"""Tokens of text below which an input says nothing."""
 Features = dict[str, Any]
 
 
@@ -55,6 +56,11 @@ class Formulation(ABC):
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncated = 0
+
+    @property
+    def overhead(self) -> int:
+        """Tokens of an input that are not its text."""
+        return 1
 
     @abstractmethod
     def encode(self, example: Example) -> Features:
@@ -109,9 +115,9 @@ class TextToText(Formulation):
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         super().__init__(task, tokenizer, max_length)
-        answers = [tokenizer(text)["input_ids"] for text in task.verbalizers]
-        # some tokenizers put a start token first; the decoder has one of its own
-        self._answers = [a[1:] if a[0] == tokenizer.bos_token_id else a for a in answers]
+        # as the tokenizer writes a target, BART's start token included
+        self._answers = [tokenizer(text_target=text)["input_ids"] for text in task.verbalizers]
+        _check_distinct(self._answers, task)
 
     def encode(self, example: Example) -> Features:
         """The text and its verbalizer, both with their end token."""
@@ -162,11 +168,19 @@ class Continuation(Formulation):
             tokenizer(" " + text, add_special_tokens=False)["input_ids"] + end
             for text in task.verbalizers
         ]
+        _check_distinct(self._answers, task)
+
+    @property
+    def overhead(self) -> int:
+        """The cue, and the longest answer."""
+        return len(self._cue) + max(map(len, self._answers))
 
     def encode(self, example: Example) -> Features:
         """The context alone as `input_ids`, the answer's tokens as `answer`."""
-        room = self.max_length - len(self._cue) - max(map(len, self._answers))
-        ids = self._cut(self.tokenizer(example.text, verbose=False)["input_ids"], room)
+        ids = self.tokenizer(example.text, verbose=False)["input_ids"]
+        if ids and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]  # the text goes on
+        ids = self._cut(ids, self.max_length - self.overhead)
         features: Features = {"input_ids": ids + self._cue}
         if example.label is not None:
             features["answer"] = self._answers[example.label]
@@ -246,17 +260,37 @@ def formulate(
         prompt_length: positions that a soft prompt takes from a backbone which has a fixed number.
 
     Raises:
-        ConfigError: the prompt leaves no room for an input.
+        ConfigError: there is no room for a text, or the verbalizers cannot be told apart.
     """
-    text_config = model.config.get_text_config()
-    positions = getattr(text_config, "max_position_embeddings", None)
-    room = max_length if positions is None else min(max_length, positions - prompt_length - 2)
-    if room < 8:
+    if task_type == "SEQ_2_SEQ_LM" and model.config.decoder_start_token_id is None:
         raise ConfigError(
-            f"a prompt of {prompt_length} virtual tokens leaves {max(room, 0)} of the model's"
-            f" {positions} positions for the text; lower num_virtual_tokens"
+            f"{type(model).__name__} says no decoder_start_token_id; set it in its config.json"
         )
-    return FORMULATIONS[task_type](task, tokenizer, room)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = max_length if positions is None else min(max_length, positions - prompt_length - 2)
+    formulation = FORMULATIONS[task_type](task, tokenizer, room)
+    if room - formulation.overhead < LEAST_TEXT:
+        if room < max_length:
+            raise ConfigError(
+                f"a prompt of {prompt_length} virtual tokens leaves {max(room, 0)} of the model's"
+                f" {positions} positions; lower num_virtual_tokens"
+            )
+        raise ConfigError(
+            f"max_length={max_length} leaves no room for a text beside {formulation.overhead}"
+            " tokens that every input needs; raise it"
+        )
+    return formulation
+
+
+def _check_distinct(answers: Sequence[Sequence[int]], task: Task) -> None:
+    """Refuse answers of which one begins with another whole one: it could never lose to it."""
+    for i, one in enumerate(answers):
+        for j, other in enumerate(answers):
+            if i != j and list(other[: len(one)]) == list(one):
+                raise ConfigError(
+                    f"to this tokenizer the verbalizer {task.verbalizers[j]!r} begins with all of"
+                    f" {task.verbalizers[i]!r}; choose verbalizers that differ"
+                )
 
 
 __all__ = ["FORMULATIONS", "Features", "Formulation", "LabelScores", "formulate"]

@@ -72,7 +72,7 @@ def score(
         labels: how many labels the task has.
         majority_label: the most common label of the training data.
         seed: of the bootstrap.
-        resamples: bootstrap samples of the examples, with replacement.
+        resamples: bootstrap samples of the examples, with replacement; 0 leaves the interval NaN.
     """
     y, z = np.asarray(truth), np.asarray(predicted)
     compute = METRICS[metric]
@@ -81,7 +81,7 @@ def score(
         compute(y[i], z[i], labels)
         for i in (generator.integers(0, len(y), len(y)) for _ in range(resamples))
     ]
-    low, high = np.percentile(draws, [2.5, 97.5])
+    low, high = np.percentile(draws, [2.5, 97.5]) if draws else (float("nan"), float("nan"))
     return Score(
         metric=metric,
         value=100 * compute(y, z, labels),

@@ -13,9 +13,11 @@ from peft import PeftModel
 from transformers import (
     EarlyStoppingCallback,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from peft_smop.scoring import Evaluation, Formulation, evaluate, majority_label
@@ -44,6 +46,8 @@ class Fit:
     best_score: float
     stopped_early: bool
     history: tuple[dict[str, float], ...]
+    truncated: int
+    """Training inputs that were longer than the longest length."""
 
 
 def fit(
@@ -75,7 +79,9 @@ def fit(
     Raises:
         RunError: the loss or the weights stopped being finite.
     """
+    formulation.truncated = 0
     features = [formulation.encode(example) for example in train]
+    truncated = formulation.truncated
     majority = majority_label([example.label for example in train])
     adapter = model.active_adapter
     num_prompts = getattr(model.peft_config[adapter], "num_prompts", None)
@@ -88,6 +94,7 @@ def fit(
             majority_label=majority,
             num_prompts=num_prompts,
             batch_size=2 * options.batch_size,
+            resamples=0,
         )
 
     checkpoint = last_complete_checkpoint(output) if resume else None
@@ -105,17 +112,36 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     set_seed(seed)
+    if checkpoint is not None and _had_stopped(checkpoint, options.patience):
+        # the trainer would forget that patience had run out, and go on
+        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        trainer.state.best_model_checkpoint = str(
+            output / Path(str(trainer.state.best_model_checkpoint)).name
+        )
+        trainer._load_best_model()
+        return _outcome(trainer.state, truncated)
     with warnings.catch_warnings():
         # transformers still passes a learning rate schedule through an interface torch has renamed
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    state = trainer.state
+    return _outcome(trainer.state, truncated)
+
+
+def _had_stopped(checkpoint: Path, patience: int) -> bool:
+    """Whether the run had run out of patience when it was interrupted."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    scores = [entry["eval_score"] for entry in state.log_history if "eval_score" in entry]
+    return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
+
+
+def _outcome(state: TrainerState, truncated: int) -> Fit:
     return Fit(
         steps=state.global_step,
         best_step=state.best_global_step or state.global_step,
         best_score=float(state.best_metric if state.best_metric is not None else float("nan")),
         stopped_early=state.global_step < state.max_steps,
         history=tuple(state.log_history),
+        truncated=truncated,
     )
 
 
@@ -144,7 +170,6 @@ def _arguments(
         load_best_model_at_end=True,
         metric_for_best_model="eval_score",
         greater_is_better=True,
-        save_total_limit=1,
         restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),

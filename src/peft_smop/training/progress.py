@@ -32,7 +32,7 @@ class ProgressBar(TrainerCallback):
     ) -> None:
         """Draw the empty bar."""
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}  {task.fields[score]}"),
@@ -84,6 +84,7 @@ class ProgressBar(TrainerCallback):
                     f"{self.title}: step {state.global_step}/{state.max_steps}"
                     f"  {self.loss}  {self.score}",
                     soft_wrap=True,
+                    markup=False,
                 )
         if self.progress:
             self.progress.update(self.bar, loss=self.loss, score=self.score)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,10 @@ class ScoringTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Remember the first step whose loss is not finite, on the device and without waiting."""
         loss = super().training_step(*args, **kwargs)
-        step = torch.full_like(loss, self.state.global_step + 1)
+        # fp32 counts steps exactly where the loss's own precision may not
+        step = torch.full_like(loss, self.state.global_step + 1, dtype=torch.float32)
         if self._first_bad_step is None:
-            self._first_bad_step = torch.full_like(loss, math.inf)
+            self._first_bad_step = torch.full_like(step, math.inf)
         bad = torch.where(torch.isfinite(loss), math.inf, step)
         self._first_bad_step = torch.minimum(self._first_bad_step, bad)
         return loss
@@ -92,7 +94,7 @@ def check_finite(model: Any, state: TrainerState) -> None:
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
-            what = f"{name.rsplit('.', 2)[1]} is not finite"
+            what = f"{name.removeprefix('base_model.model.')} is not finite"
             raise _diverged(what, state, state.global_step)
 
 
@@ -103,7 +105,10 @@ def _diverged(what: str, state: TrainerState, step: int) -> RunError:
 
 
 class CompleteCheckpoint(TrainerCallback):
-    """Mark a checkpoint as whole once all its files are written."""
+    """Mark a checkpoint as whole once all its files are written, and only then drop older ones.
+
+    The trainer's own rotation would delete the last whole checkpoint before the new one is marked.
+    """
 
     def on_save(
         self,
@@ -112,11 +117,16 @@ class CompleteCheckpoint(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Write the mark; the trainer calls this after its last file."""
+        """Write the mark; keep this checkpoint and the best one."""
         assert args.output_dir is not None
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if folder.is_dir():
-            (folder / COMPLETE).touch()
+        if not folder.is_dir():
+            return
+        (folder / COMPLETE).touch()
+        best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else ""
+        for other in Path(args.output_dir).glob("checkpoint-*"):
+            if other.name not in (folder.name, best):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def last_complete_checkpoint(output: Path) -> Path | None:
