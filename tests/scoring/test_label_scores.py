@@ -130,6 +130,15 @@ def test_collapse_and_dead_prompts_are_said(saved_models):
     found = evaluate(model, formulation, EXAMPLES, majority_label=0, num_prompts=4)
     assert found.load == (1.0, 0.0, 0.0, 0.0)
     assert any(a.startswith("dead prompts: 3 of 4") for a in found.alarms)
-    labels = {p.label for p in found.predictions}
-    assert any(a.startswith("collapsed") for a in found.alarms) == (len(labels) == 1)
     assert found.loss > 0
+    # a head that always says the second label, then one that tells the rows apart
+    model, formulation = formulated(saved_models, "bert", "smop")
+    head = model.base_model.model.classifier.modules_to_save["default"]
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0, 1.0]))
+    constant = evaluate(model, formulation, EXAMPLES, majority_label=0, num_prompts=4)
+    assert any(a.startswith("collapsed: 100%") for a in constant.alarms)
+    one_label = tuple(Example(e.id, e.text, 1) for e in EXAMPLES)
+    honest = evaluate(model, formulation, one_label, majority_label=1, num_prompts=4)
+    assert not any(a.startswith("collapsed") for a in honest.alarms)

@@ -187,5 +187,5 @@ def _alarms(
     if len(load) > 1 and dead:
         yield (
             f"dead prompts: {len(dead)} of {len(load)} get less than {DEAD_LOAD:.0%} of the rows"
-            f" (number {', '.join(map(str, dead))})"
+            f" (number {', '.join(map(str, dead))}, counted from 0)"
         )

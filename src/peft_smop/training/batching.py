@@ -8,8 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 WINDOW = 50
-"""Batches that are sorted together: enough to make padding rare, few enough to keep batches
-random."""
+"""Batches sorted together: enough to make padding rare, few enough to keep batches random."""
 JITTER = 0.05
 """How much lengths are blurred before sorting, so that small data do not repeat their batches."""
 

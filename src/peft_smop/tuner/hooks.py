@@ -1,12 +1,12 @@
 """The hooks that put soft prompts before a backbone and keep everything around it in step.
 
     model ─┬─ before_model: labels, for routing on the context
-           └─ backbone ─┬─ before_backbone: ids → embeddings → [padding; prompt; tokens], mask,
-           positions, types
-                        ├─ before_pooler: prompt positions dropped (BERT pools inside the backbone)
-                        └─ after_backbone: prompt positions dropped, for everything without a
-                        decoder
-              decoder ──── before_decoder: the encoder's mask grows with the encoder's states
+           └─ backbone ─┬─ before_backbone: ids → embeddings → [padding; prompt; tokens]
+                        │                   with mask, positions and token types
+                        ├─ before_pooler:   BERT pools inside the backbone: the prompt dropped
+                        └─ after_backbone:  the prompt dropped, where no decoder follows
+              decoder ──── before_decoder:  the encoder's mask grows with its states
+              heads ────── after_head:      every row its own adapter's
 
 They are bound methods of one object and stay registered from injection to unloading, so that a
 model can be copied, pickled and compiled. While a KV cache holds the prompt nothing is spliced;

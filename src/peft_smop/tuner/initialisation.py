@@ -202,8 +202,7 @@ def initial_router(start: Start) -> Float[Tensor, "e k"]:
     """The router's start: uniform in ±1/sqrt(e), as `nn.Linear` has it, or the source adapter's.
 
     Not zeros: the perturbation multiplies the logits (eq. 5), so equal logits would stay equal and
-        one prompt would
-    take every row.
+    one prompt would take every row.
     """
     device = start.embedding.weight.device
     shape = (start.width, start.k)

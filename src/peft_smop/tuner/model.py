@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import init_empty_weights
 from peft import PeftConfig, PeftModel
@@ -41,7 +41,7 @@ class SMoPModel(BaseTuner):
 
     prefix = "smop_"
     tuner_layer_cls = SMoPLayer
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's attribute, PEFT's type)
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def __init__(
         self,
