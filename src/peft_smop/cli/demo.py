@@ -85,9 +85,8 @@ def _table(groups: dict[str, list[Path]], seeds: int) -> Table:
             f"{sum(row.seconds) / len(row.seconds):.0f}",
         )
     table.caption = (
-        f"{rows[0].examples} test examples; always the majority label scores"
-        f" {rows[0].majority:.1f};"
-        " ± is the standard deviation over seeds"
+        f"mean ± sd over {seeds} seeds, {rows[0].examples} test examples;"
+        f" always the majority label: {rows[0].majority:.1f}"
     )
     table.caption_justify = "left"
     return table
