@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peft_smop.lab import RunSpec, run
-from peft_smop.report import compare, draw
+from peft_smop.report import Row, compare, draw
 
 CANDIDATES = {
     "single prompt, l=5": {"name": "single", "num_virtual_tokens": 5},
@@ -58,7 +59,13 @@ def demo(
             groups.setdefault(title, []).append(where)
     picture = output / "comparison.png"
     draw(groups, picture, title="medley on the embedded T5: a demonstration, not evidence")
-    console.print(_table(groups, seeds))
+    rows = compare(groups)
+    console.print(_table(rows))
+    console.print(
+        f"mean ± sd over {seeds} seeds, {rows[0].examples} test examples;"
+        f" always the majority label: {rows[0].majority:.1f}",
+        soft_wrap=True,
+    )
     best = groups["SMoP, k=4 l=5"][0]
     console.print(
         f"\n{time.monotonic() - started:.0f} s. The picture is {picture}, every run is beside it;"
@@ -69,8 +76,7 @@ def demo(
     )
 
 
-def _table(groups: dict[str, list[Path]], seeds: int) -> Table:
-    rows = compare(groups)
+def _table(rows: Sequence[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("method", "accuracy", "each seed", "trained", "load", "s"):
         justify: Literal["left", "right"] = "left" if column == "method" else "right"
@@ -84,9 +90,4 @@ def _table(groups: dict[str, list[Path]], seeds: int) -> Table:
             " ".join(f"{part:.0%}" for part in row.load) if len(row.load) > 1 else "",
             f"{sum(row.seconds) / len(row.seconds):.0f}",
         )
-    table.caption = (
-        f"mean ± sd over {seeds} seeds, {rows[0].examples} test examples;"
-        f" always the majority label: {rows[0].majority:.1f}"
-    )
-    table.caption_justify = "left"
     return table
