@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from peft_smop import SMoPConfig
 from peft_smop.tuner.layer import RowAdapters, SMoPLayer
 from peft_smop.tuner.noise import normal, row_keys
-from peft_smop.tuner.routing import Linear, Single
+from peft_smop.tuner.routing import Linear, RowState, Single
 from peft_smop.tuner.splice import Layout, context_mask, left_padding, mean_embedding
 from tiny import KINDS, batch
 
@@ -39,7 +39,7 @@ def test_the_router_reads_the_mean_of_the_attended_embeddings():
 
 def test_equation_3_is_the_softmax_of_the_router_s_logits():
     # logits (ln 3, 0): p = (3/4, 1/4)
-    routing = Linear(perturbation=False)(torch.tensor([[LN3, 0.0], [0.0, LN3]]), None)
+    routing = Linear(perturbation=False)(torch.tensor([[LN3, 0.0], [0.0, LN3]]), RowState())
     assert routing.indices.tolist() == [[0], [1]]
     assert_close(routing.weights, torch.tensor([[0.75], [0.75]]))
 
@@ -58,7 +58,7 @@ def test_equation_5_multiplies_the_logits_by_one_plus_the_noise_in_training():
     noise = normal(keys, 2)
     expected = [LN3 * (1 + noise[0, 0].item()), -1.0 * (1 + noise[0, 1].item())]
     total = sum(math.exp(v) for v in expected)
-    routing = Linear(perturbation=True)(logits, keys)
+    routing = Linear(perturbation=True)(logits, RowState(keys))
     assert_close(routing.logits, torch.tensor([expected]))
     assert_close(
         routing.weights.item(), max(math.exp(v) for v in expected) / total, rtol=1e-6, atol=0

@@ -1,14 +1,14 @@
 """SMoP as a PEFT method; importing it registers the method with PEFT."""
 
-from peft_smop.tuner.registration import extend_peft_types, register
+from peft_smop.registration import extend_peft_types, register
 
-extend_peft_types()  # before SMoPConfig, which names PeftType.SMOP
+extend_peft_types("SMOP")  # before SMoPConfig, which names PeftType.SMOP
 
 from peft_smop.tuner.config import SMoPConfig  # noqa: E402
 from peft_smop.tuner.model import SMoPModel  # noqa: E402
 from peft_smop.tuner.routing import STRATEGIES, Routing, RoutingStrategy  # noqa: E402
 from peft_smop.tuner.rows import Routes  # noqa: E402
 
-register(SMoPConfig, SMoPModel)
+register("SMOP", SMoPConfig, SMoPModel)
 
 __all__ = ["STRATEGIES", "Routes", "Routing", "RoutingStrategy", "SMoPConfig", "SMoPModel"]

@@ -10,18 +10,47 @@ from peft import PeftConfig, PeftType, TaskType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from peft_smop.errors import ConfigError, unknown
-from peft_smop.tuner.routing import RoutingOptions, RoutingStrategy, build_strategy
+from peft_smop.tuner.parameterisation import PARAMETERISATIONS
+from peft_smop.tuner.routing import RoutingStrategy, build_strategy, option_names
 
 INITIALISATIONS = ("vocabulary", "normal", "text", "labels", "adapter")
 FORMAT_VERSION = 1
+ROUTING_OPTIONS = (
+    "perturbation",
+    "top_k",
+    "router_dropout",
+    "temperature",
+    "final_temperature",
+    "annealing_steps",
+    "consistency",
+    "fixed_prompt",
+)
 
 _NONE = type(None)
-_WORDS = {int: "a whole number", str: "a text", _NONE: "None", bool: "true or false"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    _NONE: "None",
+    bool: "true or false",
+}
 _TYPES: dict[str, tuple[type, ...]] = {
     "num_prompts": (int, _NONE),
     "num_virtual_tokens": (int,),
     "routing": (str,),
     "perturbation": (bool, _NONE),
+    "top_k": (int, _NONE),
+    "router_dropout": (float, int, _NONE),
+    "temperature": (float, int, _NONE),
+    "final_temperature": (float, int, _NONE),
+    "annealing_steps": (int, _NONE),
+    "consistency": (float, int, _NONE),
+    "fixed_prompt": (int, _NONE),
+    "load_balancing": (float, int),
+    "z_loss": (float, int),
+    "parameterisation": (str,),
+    "hidden_size": (int, _NONE),
+    "rank": (int, _NONE),
     "router_scope": (str, _NONE),
     "init": (str,),
     "init_text": (str, list, _NONE),
@@ -47,7 +76,24 @@ class SMoPConfig(PeftConfig):
             input.
         routing: how a row is given its prompt, see `peft_smop.tuner.routing.STRATEGIES`.
         perturbation: whether the router's logits are multiplied by (1 + N(0, 1)) in training (eq.
-            5); on for the linear router unless said otherwise.
+            5); on for `linear` and `released` unless said otherwise.
+        top_k: how many prompts are summed for a row, by their probabilities (`linear`); 1.
+        router_dropout: share of the logits that are zeroed in training (`linear` without
+            perturbation); 0.
+        temperature: of the softmax (`linear`, `gumbel`); 1.
+        final_temperature: where the temperature ends, if it moves.
+        annealing_steps: over how many training batches it moves, geometrically.
+        consistency: weight of the divergence between two passes (`stochastic`); 1.
+        fixed_prompt: the prompt that every row gets (`fixed`); 0.
+        load_balancing: weight of the loss that spreads rows over prompts (Switch transformers,
+            Fedus et al., 2022, eq. 4); 0. It joins the loss that the model returns in training.
+        z_loss: weight of the loss that keeps the router's logits small (ST-MoE, Zoph et al., 2022,
+            eq. 5); 0.
+        parameterisation: what is trained in place of the prompts: "direct" (the prompts),
+            "residual" (the prompts and a shared network added to them), "low-rank" (coefficients
+            over a basis that all prompts share). See `peft_smop.tuner.parameterisation`.
+        hidden_size: width of the network of "residual"; 64.
+        rank: number of basis vectors of "low-rank"; 8.
         router_scope: what the router reads. "input": every attended token. "context": the tokens
             before the first label that is not -100, so that a causal LM routes in training on what
             it will see at inference. "context" for `task_type="CAUSAL_LM"`, "input" otherwise.
@@ -75,6 +121,18 @@ class SMoPConfig(PeftConfig):
     perturbation: bool | None = field(
         default=None, metadata={"help": "noise on the router's logits in training (eq. 5)"}
     )
+    top_k: int | None = None
+    router_dropout: float | None = None
+    temperature: float | None = None
+    final_temperature: float | None = None
+    annealing_steps: int | None = None
+    consistency: float | None = None
+    fixed_prompt: int | None = None
+    load_balancing: float = 0.0
+    z_loss: float = 0.0
+    parameterisation: str = "direct"
+    hidden_size: int | None = None
+    rank: int | None = None
     router_scope: Literal["input", "context"] | None = field(
         default=None, metadata={"help": "what the router reads"}
     )
@@ -101,14 +159,17 @@ class SMoPConfig(PeftConfig):
         strategy = self.strategy()
         if self.num_prompts is None:
             self.num_prompts = strategy.default_num_prompts
-        if self.perturbation is None:
-            self.perturbation = getattr(strategy, "perturbation", False)
-        if self.router_scope is None:
-            self.router_scope = "context" if self.task_type == TaskType.CAUSAL_LM else "input"
         for name in ("num_prompts", "num_virtual_tokens"):
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+        strategy.check(self.num_prompts)
+        if self.perturbation is None:
+            self.perturbation = getattr(strategy, "perturbation", False)
+        self._check_losses(strategy)
+        self._check_parameterisation()
+        if self.router_scope is None:
+            self.router_scope = "context" if self.task_type == TaskType.CAUSAL_LM else "input"
         if self.router_scope == "context" and self.task_type not in (None, TaskType.CAUSAL_LM):
             raise ConfigError(
                 f"router_scope='context' is for causal LMs, not task_type={str(self.task_type)!r};"
@@ -141,13 +202,42 @@ class SMoPConfig(PeftConfig):
                 wanted = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
                 raise ConfigError(f"{name}={value!r} must be {wanted}")
 
+    def _check_losses(self, strategy: RoutingStrategy) -> None:
+        for name in ("load_balancing", "z_loss"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ConfigError(f"{name}={value!r} must be at least 0")
+            if value and not strategy.has_router:
+                raise ConfigError(
+                    f"{name}={value!r} contradicts routing={self.routing!r}, which has no router;"
+                    f" leave {name} out"
+                )
+
+    def _check_parameterisation(self) -> None:
+        if self.parameterisation not in PARAMETERISATIONS:
+            raise unknown("parameterisation", self.parameterisation, PARAMETERISATIONS)
+        own = PARAMETERISATIONS[self.parameterisation].option
+        for name in ("hidden_size", "rank"):
+            value = getattr(self, name)
+            if value is not None and name != own:
+                raise ConfigError(
+                    f"{name}={value!r} contradicts parameterisation={self.parameterisation!r};"
+                    f" leave {name} out or choose another parameterisation"
+                )
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value!r} must be at least 1")
+        tokens = (self.num_prompts or 1) * self.num_virtual_tokens
+        if self.rank is not None and self.rank > tokens:
+            raise ConfigError(
+                f"rank={self.rank} exceeds the {tokens} virtual tokens of all prompts; lower rank"
+            )
+
     def strategy(self) -> RoutingStrategy:
         """The routing strategy that this configuration describes."""
-        # perturbation=False is no contradiction where there is nothing to perturb
-        return build_strategy(
-            self.routing,
-            RoutingOptions(num_prompts=self.num_prompts, perturbation=self.perturbation),
-        )
+        options = {name: getattr(self, name) for name in ROUTING_OPTIONS}
+        if self.perturbation is False and "perturbation" not in option_names(self.routing):
+            del options["perturbation"]  # nothing to perturb is no contradiction
+        return build_strategy(self.routing, options)
 
     @property
     def target_modules(self) -> str:

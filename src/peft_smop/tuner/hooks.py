@@ -1,6 +1,7 @@
 """The hooks that put soft prompts before a backbone and keep everything around it in step.
 
     model ─┬─ before_model: labels, for routing on the context
+           ├─ after_model:  in training, the routing's own losses join the model's
            └─ backbone ─┬─ before_backbone: ids → embeddings → [padding; prompt; tokens]
                         │                   with mask, positions and token types
                         ├─ before_pooler:   BERT pools inside the backbone: the prompt dropped
@@ -27,8 +28,10 @@ from torch import Tensor, nn
 from peft_smop.errors import ConfigError, PromptIgnoredError
 from peft_smop.tuner.backbone import Backbone, bind, parameter_names
 from peft_smop.tuner.layer import SMoPLayer
+from peft_smop.tuner.losses import divergence
+from peft_smop.tuner.noise import fingerprints
 from peft_smop.tuner.rows import BASE, RowAdapters
-from peft_smop.tuner.splice import Layout, context_mask, left_padding, mean_embedding
+from peft_smop.tuner.splice import IGNORED_LABEL, Layout, context_mask, left_padding, mean_embedding
 
 WIDTH_IN_CACHE = "smop_prompt_width"
 """The attribute by which a KV cache says how many positions of a soft prompt it begins with."""
@@ -54,6 +57,8 @@ class PromptHooks:
         self.layer = layer
         self.call: Call | None = None
         self.context_adapters: set[str] = set()
+        self.predicts_next = False
+        """Whether logits belong to the token after, as a causal LM's do."""
         self._names = parameter_names(backbone.module)
         self._model_names = parameter_names(model)
         self._decoder_names = parameter_names(backbone.decoder) if backbone.decoder else ()
@@ -61,12 +66,14 @@ class PromptHooks:
         self._first_position = backbone.first_position
         self._drops = backbone.decoder is None
         self._as_tuple = False
+        self._is_second_pass = False
         self._labels: Tensor | None = None
         self._layout: Layout | None = None
 
     def register(self, model: nn.Module, backbone: Backbone) -> None:
         """Register every hook that this kind of backbone needs."""
         model.register_forward_pre_hook(self.before_model, with_kwargs=True)
+        model.register_forward_hook(self.after_model, with_kwargs=True)
         backbone.module.register_forward_pre_hook(self.before_backbone, with_kwargs=True)
         if backbone.decoder is not None:
             backbone.decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
@@ -124,6 +131,57 @@ class PromptHooks:
         """Keep the labels: they tell a causal LM's context from its answer."""
         self._labels = bind(self._model_names, args, kwargs).get("labels")
 
+    def after_model(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Add to a training loss what the routing strategies ask for.
+
+        Every adapter's terms count by its share of the rows, as its rows do in the mean loss.
+        """
+        if not self.layer.training or self._is_second_pass or self.layer.disable_adapters:
+            return output
+        given = bind(self._model_names, args, kwargs)
+        labels = given.get("labels")
+        rows = self.layer.last_rows
+        if labels is None or rows is None:
+            return output
+        share = {name: rows.count(name) / rows.rows for name in rows.names}
+        terms = [share[name] * term for name, term in self.layer.penalty_terms.items()]
+        weights = self.layer.divergence_weights(rows)
+        if weights is not None:
+            other = self._routed_again(module, args, kwargs)
+            apart = self._apart(_logits(output, labels), _logits(other, labels), labels)
+            terms.append((torch.tensor(weights, device=apart.device) * apart).mean())
+        if not terms:
+            return output
+        extra = torch.stack(terms).sum()
+        if isinstance(output, tuple):
+            return (output[0] + extra, *output[1:])
+        output["loss"] = output["loss"] + extra
+        return output
+
+    def _routed_again(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """The same rows through the model once more, with other routes."""
+        first = self.layer.remember()
+        if self.call is not None:
+            self.call.prompts = None
+        self._is_second_pass = True
+        try:
+            return module(*args, **kwargs)
+        finally:
+            self._is_second_pass = False
+            self.layer.restore(first)
+
+    def _apart(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, "b"]:
+        """Each row's divergence, averaged over the positions that have a label."""
+        if one.dim() == 2:
+            return divergence(one, other)
+        if self.predicts_next:
+            one, other, labels = one[:, :-1], other[:, :-1], labels[:, 1:]
+        counted = (labels != IGNORED_LABEL).float()
+        total = (divergence(one, other) * counted).sum(dim=1)
+        return total / counted.sum(dim=1).clamp(min=1)
+
     def before_backbone(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]] | None:
@@ -158,7 +216,7 @@ class PromptHooks:
         self._as_tuple = given.get("return_dict") is False
         if self._drops and self._as_tuple:
             given["return_dict"] = True  # states are dropped by name, not by place
-        return (), self._spliced(given, rows, x, labels)
+        return (), self._spliced(given, rows, x, ids, labels)
 
     def _check_cache(
         self, cache: Any, rows: RowAdapters, given: dict[str, Any], total: int
@@ -208,13 +266,14 @@ class PromptHooks:
         given: dict[str, Any],
         rows: RowAdapters,
         x: Float[Tensor, "b n e"],
+        ids: Tensor | None,
         labels: Tensor | None,
     ) -> dict[str, Any]:
         mask = given.get("attention_mask")
         layout = self._layout_for(rows, mask, x, x.shape[1])
         given["input_ids"] = None
         given["inputs_embeds"] = layout.embeddings(
-            self._prompts(x, mask, rows, labels).to(x.dtype), x
+            self._prompts(x, ids, mask, rows, labels).to(x.dtype), x
         )
         if mask is not None or self.layer.is_uneven(rows):
             given["attention_mask"] = layout.mask(mask)
@@ -252,7 +311,12 @@ class PromptHooks:
         return given
 
     def _prompts(
-        self, x: Tensor, mask: Tensor | None, rows: RowAdapters, labels: Tensor | None
+        self,
+        x: Tensor,
+        ids: Tensor | None,
+        mask: Tensor | None,
+        rows: RowAdapters,
+        labels: Tensor | None,
     ) -> Float[Tensor, "b l e"]:
         """Every row's scaled prompt; decided once for a whole generation."""
         if self.call is not None and self.call.prompts is not None:
@@ -260,8 +324,11 @@ class PromptHooks:
             if len(x) % len(pinned) == 0:
                 return pinned.repeat_interleave(len(x) // len(pinned), dim=0)
         with torch.autocast(x.device.type, enabled=False):
-            mean = mean_embedding(x, self._router_mask(x, mask, rows, labels))
-            prompts = self.layer.soft_prompts(mean, rows)
+            read = self._router_mask(x, mask, rows, labels)
+            content = None
+            if ids is not None and self.layer.reads_content(rows):
+                content = fingerprints(ids, read)
+            prompts = self.layer.soft_prompts(mean_embedding(x, read), rows, content)
         if self.call is not None:
             self.call.prompts = prompts
         return prompts
@@ -356,3 +423,18 @@ class PromptHooks:
         layout = self._layout_for(rows, mask, states, states.shape[1] - width)
         given["encoder_attention_mask"] = layout.mask(mask)
         return (), given
+
+
+def _logits(output: Any, labels: Tensor) -> Tensor:
+    """A labelled output's logits.
+
+    Raises:
+        ConfigError: the head has none to compare.
+    """
+    logits = output[1] if isinstance(output, tuple) else output.get("logits")
+    if logits is None or logits.shape[-1] == 1 or logits.dim() not in (2, 3):
+        raise ConfigError(
+            "consistency compares two distributions over labels, which this head does not give;"
+            " set consistency=0"
+        )
+    return logits

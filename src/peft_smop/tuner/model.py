@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 from accelerate import init_empty_weights
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, TaskType
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from peft_smop.tuner.config import SMoPConfig
 from peft_smop.tuner.hooks import Call, PromptHooks
 from peft_smop.tuner.initialisation import Start, initial_prompts, initial_router
 from peft_smop.tuner.layer import SMoPLayer
+from peft_smop.tuner.losses import Penalties
+from peft_smop.tuner.parameterisation import PARAMETERISATIONS
+from peft_smop.tuner.routing import Fixed
 from peft_smop.tuner.rows import BASE, Routes
 
 CHILD = "smop"
@@ -66,6 +69,29 @@ class SMoPModel(BaseTuner):
     def last_routes(self) -> Routes | None:
         """The last routing decision, row by row; None before the first."""
         return self.smop_layer.last_routes()
+
+    @contextmanager
+    def forced_prompt(self, index: int, adapter_name: str | None = None) -> Iterator[None]:
+        """Send every row to one prompt for a while, at the scale that the row's own would have.
+
+        Args:
+            index: the prompt, counted from 0.
+            adapter_name: the adapter; the active one by default.
+
+        Raises:
+            ConfigError: there is no such adapter or prompt, or the adapter has no router.
+        """
+        name = adapter_name or self.active_adapter
+        layer = self.smop_layer
+        if name not in layer.smop_routers:
+            raise ConfigError(f"adapter {name!r} has no router whose choice could be forced")
+        forced, before = Fixed(fixed_prompt=index), layer.strategies[name]
+        forced.check(layer.smop_routers[name].shape[1])
+        layer.strategies[name] = forced
+        try:
+            yield
+        finally:
+            layer.strategies[name] = before
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         return peft_config
@@ -133,13 +159,22 @@ class SMoPModel(BaseTuner):
         start = Start(config, backbone.embedding, special, getattr(model, "name_or_path", None))
         strategy = config.strategy()
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+            prompts = initial_prompts(start)
+            router = initial_router(start) if strategy.has_router else None
+            size = config.hidden_size if config.rank is None else config.rank
+            stored, network = PARAMETERISATIONS[config.parameterisation].of(
+                prompts, size, start.generator
+            )
             self.smop_layer.add_adapter(
                 name,
-                prompts=initial_prompts(start),
-                router=initial_router(start) if strategy.has_router else None,
+                prompts=stored,
+                router=router,
                 strategy=strategy,
                 seed=config.seed,
+                network=network,
+                penalties=Penalties(config.load_balancing, config.z_loss),
             )
+        self._hooks.predicts_next = config.task_type == TaskType.CAUSAL_LM
         if config.router_scope == "context":
             self._hooks.context_adapters.add(name)
         else:

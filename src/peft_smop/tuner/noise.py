@@ -1,4 +1,4 @@
-"""Normal noise as a pure function of (seed, step, row): no generator, no global state.
+"""Noise as a pure function of (seed, step, row): no generator, no global state.
 
 A router's perturbation must be the same when a run is resumed, when its rows share a batch with
 other runs, on the CPU and on a GPU, and inside a compiled graph. A counter-based generator gives
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _LOW_32 = 0xFFFFFFFF
@@ -41,6 +41,29 @@ def row_keys(
     return _mix(_mix(_mix(seeds) + steps) + ranks)
 
 
+def fingerprints(ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None) -> Int[Tensor, "b"]:
+    """One 32-bit hash of each row's tokens and their order; padding does not enter it.
+
+    Args:
+        ids: token ids.
+        mask: the tokens that count; None: all.
+    """
+    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    place = mask.cumsum(dim=1)
+    return _mix((_mix(_mix(ids) + place) * mask).sum(dim=1))
+
+
+def choice(keys: Int[Tensor, "b"], count: int) -> Int[Tensor, "b"]:
+    """A whole number below `count` for each key, all equally likely."""
+    return (_mix(keys) * count) >> 32
+
+
+def uniform(keys: Int[Tensor, "b"], count: int) -> Float[Tensor, "b count"]:
+    """Independent draws from the open interval (0, 1) in fp32, `count` for each row."""
+    columns = torch.arange(count, device=keys.device)
+    return _open_interval(_mix(keys[:, None] + _mix(2 * columns + 1)))
+
+
 def normal(keys: Int[Tensor, "b"], count: int) -> Float[Tensor, "b count"]:
     """Independent N(0, 1) draws in fp32, `count` for each row (Box and Muller's transform).
 
@@ -51,6 +74,15 @@ def normal(keys: Int[Tensor, "b"], count: int) -> Float[Tensor, "b count"]:
     columns = torch.arange(count, device=keys.device)
     first = _mix(keys[:, None] + _mix(2 * columns + 1))
     second = _mix(first + 0x1234567)
-    # 24 bits are what fp32 holds; the half keeps the logarithm's argument above zero
-    radius = torch.sqrt(-2 * torch.log(((first >> 8).float() + 0.5) / 2**24))
+    radius = torch.sqrt(-2 * torch.log(_open_interval(first)))
     return radius * torch.cos(2 * math.pi * ((second >> 8).float() / 2**24))
+
+
+def gumbel(keys: Int[Tensor, "b"], count: int) -> Float[Tensor, "b count"]:
+    """Independent standard Gumbel draws, -log(-log u), in fp32, `count` for each row."""
+    return -torch.log(-torch.log(uniform(keys, count)))
+
+
+def _open_interval(words: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    # 24 bits are what fp32 holds; the half keeps logarithms away from zero
+    return ((words >> 8).float() + 0.5) / 2**24

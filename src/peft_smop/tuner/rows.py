@@ -54,6 +54,10 @@ class RowAdapters:
         """`of_row`, written out."""
         return (0,) * self.rows if self.of_row is None else self.of_row
 
+    def count(self, name: str) -> int:
+        """How many rows follow an adapter."""
+        return self.of_each_row.count(self.names.index(name))
+
 
 @dataclass(frozen=True)
 class Routes:
@@ -67,3 +71,5 @@ class Routes:
     indices: Int[Tensor, "b t"]
     probabilities: Float[Tensor, "b t"]
     logits: Float[Tensor, "b k"]
+    chosen: Int[Tensor, "b"]
+    """The one prompt that each row's strategy chose; -1 where it mixes all alike."""

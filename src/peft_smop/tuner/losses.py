@@ -1,0 +1,58 @@
+"""Losses on the routing itself: off by default, added to the model's loss in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from peft_smop.tuner.routing import Routing
+
+
+def load_balancing_loss(routing: Routing) -> Float[Tensor, ""]:
+    """k Σ_j f_j m_j: f_j the share of rows whose first choice is j, m_j the mean probability of j.
+
+    1 when both are uniform, k when one prompt takes everything (Fedus et al., 2022, eq. 4).
+    """
+    k = routing.logits.shape[1]
+    first = torch.nn.functional.one_hot(routing.indices[:, 0], k)
+    load = first.float().mean(dim=0)
+    importance = routing.logits.softmax(dim=-1).mean(dim=0)
+    return k * (load * importance).sum()
+
+
+def router_z_loss(routing: Routing) -> Float[Tensor, ""]:
+    """The mean over rows of (log Σ_j exp logit_j)² (Zoph et al., 2022, eq. 5)."""
+    return routing.logits.logsumexp(dim=-1).square().mean()
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """The weights of both."""
+
+    load_balancing: float = 0.0
+    z_loss: float = 0.0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is anything to compute."""
+        return bool(self.load_balancing or self.z_loss)
+
+    def __call__(self, routing: Routing) -> Float[Tensor, ""]:
+        """The weighted sum over one adapter's rows."""
+        total = routing.logits.new_zeros(())
+        if self.load_balancing:
+            total = total + self.load_balancing * load_balancing_loss(routing)
+        if self.z_loss:
+            total = total + self.z_loss * router_z_loss(routing)
+        return total
+
+
+def divergence(
+    one: Float[Tensor, "*shape c"], other: Float[Tensor, "*shape c"]
+) -> Float[Tensor, "*shape"]:
+    """½ (KL(p ∥ q) + KL(q ∥ p)) of two rows of logits (Wang et al., 2022, eq. 6)."""
+    p, q = one.float().log_softmax(dim=-1), other.float().log_softmax(dim=-1)
+    return ((p.exp() - q.exp()) * (p - q)).sum(dim=-1) / 2
