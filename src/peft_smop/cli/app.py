@@ -11,12 +11,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from peft_smop.cli import demo, evaluate, predict, tasks, train
+from peft_smop.cli import compare, demo, evaluate, methods, predict, tasks, train
 from peft_smop.errors import SMoPError
 
 app = typer.Typer(
     name="smop",
-    help="Sparse mixtures of soft prompts for frozen language models: train, evaluate, predict.",
+    help="Sparse mixtures of soft prompts for frozen models: train, compare, evaluate, predict.",
     epilog="Begin with: [bold]smop demo[/bold]  (two minutes, nothing to download)",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -24,9 +24,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
+app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("tasks")(tasks.tasks)
+app.command("methods")(methods.methods)
 app.command("demo")(demo.demo)
 
 

@@ -84,7 +84,7 @@ def _table(rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_row(
             row.name,
-            f"{row.mean:.1f} ± {row.deviation:.1f}",
+            row.spread,
             " ".join(f"{score:.1f}" for score in row.scores),
             f"{row.trainable:,}",
             " ".join(f"{part:.0%}" for part in row.load) if len(row.load) > 1 else "",

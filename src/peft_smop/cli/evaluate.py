@@ -13,6 +13,7 @@ from rich.console import Console
 from peft_smop.cli.show import score_lines
 from peft_smop.errors import RunError
 from peft_smop.lab import RunDirectory, load_trained, score_as_dict, write_json
+from peft_smop.methods import prompts_to_choose
 from peft_smop.scoring import evaluate as evaluate_examples
 from peft_smop.scoring import majority_label
 from peft_smop.tasks import load_task
@@ -70,13 +71,12 @@ def evaluate(
                 style="yellow",
                 soft_wrap=True,
             )
-    config = trained.model.peft_config[trained.model.active_adapter]
     found = evaluate_examples(
         trained.model,
         trained.formulation,
         getattr(split, part.value),
         majority_label=majority_label([example.label for example in split.train]),
-        num_prompts=getattr(config, "num_prompts", None),
+        num_prompts=prompts_to_choose(trained.model),
     )
     score = score_as_dict(found)
     for line in score_lines(score, part=part.value):

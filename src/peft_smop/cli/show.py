@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.text import Text
+
+from peft_smop.errors import ConfigError
+
+
+def typed_options(given: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE options with values of their own type: 3, 0.5, true, text.
+
+    Raises:
+        ConfigError: there is no value.
+    """
+    found = {}
+    for option in given:
+        key, equals, value = option.partition("=")
+        if not equals or not key or not value:
+            raise ConfigError(f"--set {option}: expected KEY=VALUE")
+        found[key] = yaml.safe_load(value)
+    return found
 
 
 def score_lines(score: Mapping[str, Any], *, part: str) -> list[str]:
@@ -34,7 +52,8 @@ def print_result(console: Console, result: Mapping[str, Any], where: Path) -> No
         *score_lines(result["test"], part="test"),
         f"validation {result['validation']['score']:.1f} at step {training['best_step']}"
         f" of {training['steps']} ({stopped}, {training['seconds']:.0f} s{since})",
-        f"trained {parameters['trainable']:,} parameters, {parameters['percentage']:.4f} %",
+        f"trained {parameters['trainable']:,} parameters, {parameters['percentage']:.4f} %,"
+        f" at a learning rate of {training['learning_rate']:g}",
     ]
     if result["truncated_test_inputs"]:
         lines.append(

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from peft_smop.cli.show import print_result
-from peft_smop.lab import RunSpec, run
-from peft_smop.methods import DEFAULT_MODEL, METHODS
+from peft_smop.cli.show import print_result, typed_options
+from peft_smop.lab import RunSpec, run, variant
+from peft_smop.methods import DEFAULT_MODEL, MethodSpec
+from peft_smop.tuner import STRATEGIES
 
 
 def train(
@@ -23,20 +24,25 @@ def train(
     model: Annotated[
         str, typer.Option("--model", "-m", help="'embedded', a hub id, a directory or a GGUF file.")
     ] = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "smop",
+    method: Annotated[str, typer.Option(help="A name of `smop methods`, such as lora-8.")] = "smop",
     num_prompts: Annotated[
         int | None, typer.Option("--num-prompts", "-k", help="Soft prompts; 4 by default.")
     ] = None,
     num_virtual_tokens: Annotated[
-        int, typer.Option("--num-virtual-tokens", "-l", help="Length of one soft prompt.")
-    ] = 5,
+        int | None,
+        typer.Option("--num-virtual-tokens", "-l", help="Length of one soft prompt; 5 by default."),
+    ] = None,
+    routing: Annotated[
+        str | None, typer.Option(help=f"How SMoP routes: {', '.join(STRATEGIES)}.")
+    ] = None,
     perturbation: Annotated[
         bool | None,
         typer.Option("--perturbation/--no-perturbation", help="Noise on the router in training."),
     ] = None,
     init: Annotated[
-        str, typer.Option(help="Prompts start from: vocabulary, normal, labels, text, adapter.")
-    ] = "vocabulary",
+        str | None,
+        typer.Option(help="Prompts start from: vocabulary, normal, labels, text, adapter."),
+    ] = None,
     init_text: Annotated[str | None, typer.Option(help="The text, for --init text.")] = None,
     init_adapter: Annotated[
         str | None, typer.Option(help="A saved adapter's directory, for --init adapter.")
@@ -44,7 +50,10 @@ def train(
     epochs: Annotated[float, typer.Option(help="Most passes over the training examples.")] = 50,
     max_steps: Annotated[int | None, typer.Option(help="Most steps; overrides --epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr")] = 0.5,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", "--lr", help="0.5 for prompts, 1e-4 for weights."),
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="adafactor or adamw_torch.")] = "adafactor",
     weight_decay: Annotated[float, typer.Option()] = 1e-5,
     warmup_ratio: Annotated[float, typer.Option(help="Share of steps to warm up.")] = 0.06,
@@ -68,6 +77,12 @@ def train(
     train_examples: Annotated[
         int | None, typer.Option(help="Use only so many training examples.")
     ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any other option of the method or its training."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of split, start, order and noise.")] = 0,
     output: Annotated[
         Path | None,
@@ -85,6 +100,36 @@ def train(
     Without a network: [bold]smop train --task medley --model embedded --epochs 20[/bold]
     """
     console = Console(stderr=True, highlight=False)
+    chosen = variant(method)
+    asked = {
+        "num_prompts": num_prompts,
+        "num_virtual_tokens": num_virtual_tokens,
+        "routing": routing,
+        "perturbation": perturbation,
+        "init": init,
+        "init_text": init_text,
+        "init_adapter": init_adapter,
+    }
+    trained = {
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "optimizer": optimizer,
+        "weight_decay": weight_decay,
+        "warmup_ratio": warmup_ratio,
+        "schedule": schedule,
+        "gradient_checkpointing": gradient_checkpointing,
+        "patience": patience,
+        "eval_steps": eval_steps,
+        "max_length": max_length,
+        "precision": precision,
+    }
+    method_options = {key: value for key, value in asked.items() if value is not None}
+    training_options = {key: value for key, value in trained.items() if value is not None}
+    for key, value in typed_options(options or []).items():
+        target = method_options if key in MethodSpec.model_fields else training_options
+        target[key] = value
     content: dict[str, Any] = {
         "task": task,
         "data": data,
@@ -92,33 +137,11 @@ def train(
         "train_examples": train_examples,
         "model": model,
         "seed": seed,
-        "method": {
-            "name": method,
-            "num_prompts": num_prompts,
-            "num_virtual_tokens": num_virtual_tokens,
-            "perturbation": perturbation,
-            "init": init,
-            "init_text": init_text,
-            "init_adapter": init_adapter,
-        },
-        "training": {
-            "epochs": epochs,
-            "max_steps": max_steps,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "optimizer": optimizer,
-            "weight_decay": weight_decay,
-            "warmup_ratio": warmup_ratio,
-            "schedule": schedule,
-            "gradient_checkpointing": gradient_checkpointing,
-            "patience": patience,
-            "eval_steps": eval_steps,
-            "max_length": max_length,
-            "precision": precision,
-        },
+        "method": {**chosen.method, **method_options},
+        "training": {**chosen.training, **training_options},
     }
     spec = RunSpec.of(content)
-    where = output or Path("runs") / default_name(spec)
+    where = output or Path("runs") / default_name(spec, chosen.name)
     try:
         result = run(spec, where, resume=resume, overwrite=overwrite, console=console)
     except KeyboardInterrupt:
@@ -127,9 +150,9 @@ def train(
     print_result(Console(highlight=False), result, where)
 
 
-def default_name(spec: RunSpec) -> str:
+def default_name(spec: RunSpec, method: str) -> str:
     """A run's directory when none is given."""
     # not Path.stem, which would cut Llama-3.2-1B at its dot
     task = Path(spec.task).name.removesuffix(".yaml").removesuffix(".yml")
     model = Path(spec.model).name.removesuffix(".gguf")
-    return "-".join([task, model, spec.method.name, f"s{spec.seed}"])
+    return "-".join([task, model, method.replace(":", "-"), f"s{spec.seed}"])

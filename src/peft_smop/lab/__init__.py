@@ -3,19 +3,26 @@
 from peft_smop.lab.run import environment, predictions_as_rows, prepare, put, run, score_as_dict
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
+from peft_smop.lab.study import study
 from peft_smop.lab.trained import Trained, load_trained
+from peft_smop.lab.variants import Variant, matched_controls, variant, variants
 
 __all__ = [
     "RunDirectory",
     "RunSpec",
     "Trained",
+    "Variant",
     "environment",
     "load_trained",
+    "matched_controls",
     "predictions_as_rows",
     "prepare",
     "put",
     "run",
     "score_as_dict",
+    "study",
+    "variant",
+    "variants",
     "write_json",
     "write_jsonl",
 ]

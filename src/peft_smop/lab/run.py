@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel, TaskType
+from peft import TaskType
 from rich.console import Console
+from torch import nn
 from transformers import set_seed
 
+from peft_smop.costs import PeakMemory, training_flops
 from peft_smop.errors import ConfigError, RunError
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
@@ -29,6 +31,9 @@ from peft_smop.methods import (
     build,
     configure,
     load_backbone,
+    method_of,
+    prompts_to_choose,
+    virtual_tokens,
 )
 from peft_smop.scoring import (
     Evaluation,
@@ -39,7 +44,13 @@ from peft_smop.scoring import (
     majority_label,
 )
 from peft_smop.tasks import Example, Split, Task, load_task
-from peft_smop.training import Fit, ProgressBar, fit, last_complete_checkpoint
+from peft_smop.training import (
+    Fit,
+    ProgressBar,
+    TrainingOptions,
+    fit,
+    last_complete_checkpoint,
+)
 
 PACKAGES = ("peft-smop", "torch", "transformers", "peft", "accelerate")
 
@@ -50,8 +61,10 @@ class Prepared:
 
     task: Task
     split: Split
+    train: Sequence[Example]
+    """The split's training examples, or as many of them as were asked for."""
     backbone: LoadedBackbone
-    model: PeftModel
+    model: nn.Module
     formulation: Formulation
 
 
@@ -63,15 +76,23 @@ def prepare(spec: RunSpec) -> Prepared:
     """
     task, split = load_task(spec.task, data=spec.data, preset=spec.preset, seed=spec.seed)
     configure(spec.method, Setting(TaskType.SEQ_2_SEQ_LM, task.verbalizers, spec.model, spec.seed))
+    train = _training_examples(split, spec)
     # heads and PEFT's own prompts start from torch's global generator
     set_seed(spec.seed)
-    backbone = load_backbone(spec.model, labels=len(task.labels), dtype=spec.training.precision)
+    dtype = spec.training.precision
+    if spec.method.name == "full" and dtype == "auto":
+        dtype = "fp32"  # bf16 weights would round most updates away
+    backbone = load_backbone(spec.model, labels=len(task.labels), dtype=dtype)
     formulation = put(task, backbone, spec)
     setting = Setting(
-        TaskType(backbone.task_type), task.verbalizers, backbone.tokenizer.name_or_path, spec.seed
+        TaskType(backbone.task_type),
+        task.verbalizers,
+        backbone.tokenizer.name_or_path,
+        spec.seed,
+        steps=spec.training.planned_steps(len(train)),
     )
     model = build(backbone.model, spec.method, setting)
-    return Prepared(task, split, backbone, model, formulation)
+    return Prepared(task, split, train, backbone, model, formulation)
 
 
 def put(task: Task, backbone: LoadedBackbone, spec: RunSpec) -> Formulation:
@@ -82,7 +103,7 @@ def put(task: Task, backbone: LoadedBackbone, spec: RunSpec) -> Formulation:
         backbone.tokenizer,
         task_type=backbone.task_type,
         max_length=spec.training.max_length,
-        prompt_length=spec.method.num_virtual_tokens,
+        prompt_length=virtual_tokens(spec.method),
     )
 
 
@@ -117,7 +138,7 @@ def run(
         if directory.is_finished:
             return directory.read_result()
     prepared = prepare(spec)
-    train, validation, test = _parts(prepared.split, spec)
+    train, split = prepared.train, prepared.split
     # only now: an earlier result outlives a mistake in the new run's data or options
     output.mkdir(parents=True, exist_ok=True)
     if overwrite:
@@ -132,15 +153,17 @@ def run(
     started = time.monotonic()
     progress = ProgressBar(console, f"{prepared.task.name} {spec.method.name} seed {spec.seed}")
     with ExitStack() as stack:
+        memory = stack.enter_context(PeakMemory())
         stack.callback(progress.close)
         fitted = fit(
             prepared.model,
             prepared.formulation,
             train,
-            validation,
-            spec.training,
+            split.validation,
+            _with_rate(spec),
             seed=spec.seed,
             output=directory.checkpoints,
+            num_prompts=prompts_to_choose(prepared.model),
             resume=resume,
             callbacks=[progress],
         )
@@ -150,27 +173,67 @@ def run(
             f"{fitted.truncated} of {len(train)} training inputs are longer than"
             f" {prepared.formulation.max_length} tokens and were cut"
         )
-    evaluation = test_once(prepared, test, train)
-    prepared.model.save_pretrained(str(directory.adapter))
+    evaluation = test_once(prepared)
+    _save(prepared, directory.adapter)
     write_jsonl(directory.metrics, fitted.history)
     write_jsonl(directory.predictions, predictions_as_rows(prepared.task, evaluation.predictions))
-    result = _result(spec, prepared, fitted, evaluation, seconds=seconds, resumed=resumed)
+    result = {
+        **_result(spec, prepared, fitted, evaluation, seconds=seconds, resumed=resumed),
+        "cost": _cost(prepared, fitted, memory, spec.training.batch_size),
+        "environment": environment(),
+    }
     write_json(directory.result, result)
     shutil.rmtree(directory.checkpoints, ignore_errors=True)
     return result
 
 
-def test_once(prepared: Prepared, test: Sequence[Example], train: Sequence[Example]) -> Evaluation:
+def test_once(prepared: Prepared) -> Evaluation:
     """Score the test examples with the state that validation chose."""
-    config = prepared.model.peft_config[prepared.model.active_adapter]
     prepared.formulation.truncated = 0
     return evaluate(
         prepared.model,
         prepared.formulation,
-        test,
-        majority_label=majority_label([example.label for example in train]),
-        num_prompts=getattr(config, "num_prompts", None),
+        prepared.split.test,
+        majority_label=majority_label([example.label for example in prepared.train]),
+        num_prompts=prompts_to_choose(prepared.model),
     )
+
+
+def _with_rate(spec: RunSpec) -> TrainingOptions:
+    """The training options with the learning rate that the run has."""
+    return spec.training.model_copy(update={"learning_rate": learning_rate(spec)})
+
+
+def learning_rate(spec: RunSpec) -> float:
+    """The specification's learning rate, or the first of its method's."""
+    return spec.training.learning_rate or method_of(spec.method).learning_rates[0]
+
+
+def _save(prepared: Prepared, directory: Path) -> None:
+    """The trained adapter as PEFT saves it, or, after full fine-tuning, the whole model."""
+    prepared.model.save_pretrained(str(directory))
+    if not hasattr(prepared.model, "peft_config"):
+        prepared.backbone.tokenizer.save_pretrained(str(directory))
+
+
+def _cost(prepared: Prepared, fitted: Fit, memory: PeakMemory, batch_size: int) -> dict[str, Any]:
+    """What training took; last of all, as counting takes a step of its own."""
+    formulation = prepared.formulation
+    features = sorted(
+        (formulation.encode(example) for example in prepared.train),
+        key=lambda f: len(f["input_ids"]),
+    )
+    # rows of like length around the median, as batches by length have them
+    middle = max(0, len(features) // 2 - batch_size // 2)
+    rows = features[middle : middle + batch_size]
+    device = next(prepared.model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in formulation.collate(rows).items()}
+    per_step = fitted.seconds_per_step
+    return {
+        "seconds_per_100_steps": None if per_step is None else 100 * per_step,
+        "peak_memory_mib": None if memory.bytes is None else memory.bytes / 2**20,
+        "training_gflops_per_example": training_flops(prepared.model, batch) / len(rows) / 1e9,
+    }
 
 
 def _check_same(before: RunSpec, now: RunSpec, directory: RunDirectory) -> None:
@@ -195,24 +258,21 @@ def _check_same_data(prepared: Prepared, directory: RunDirectory) -> None:
             )
 
 
-def _parts(
-    split: Split, spec: RunSpec
-) -> tuple[Sequence[Example], Sequence[Example], Sequence[Example]]:
-    """The three parts; fewer training examples where the specification says so."""
-    for name, part in (
-        ("train", split.train),
-        ("validation", split.validation),
-        ("test", split.test),
-    ):
-        if not part:
+def _training_examples(split: Split, spec: RunSpec) -> Sequence[Example]:
+    """The training examples; fewer where the specification says so.
+
+    Raises:
+        RunError: a part of the split is empty.
+    """
+    for name in ("train", "validation", "test"):
+        if not getattr(split, name):
             raise RunError(
                 f"task {spec.task!r} has no {name} examples; a run needs all three parts"
             )
-    train: Sequence[Example] = split.train
-    if spec.train_examples is not None and spec.train_examples < len(train):
-        order = np.random.default_rng(spec.seed).permutation(len(train))[: spec.train_examples]
-        train = [train[i] for i in sorted(order)]
-    return train, split.validation, split.test
+    if spec.train_examples is None or spec.train_examples >= len(split.train):
+        return split.train
+    order = np.random.default_rng(spec.seed).permutation(len(split.train))[: spec.train_examples]
+    return [split.train[i] for i in sorted(order)]
 
 
 def predictions_as_rows(task: Task, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
@@ -255,17 +315,18 @@ def _result(
             "steps": fitted.steps,
             "best_step": fitted.best_step,
             "stopped_early": fitted.stopped_early,
+            "learning_rate": learning_rate(spec),
             "seconds": round(seconds, 1),
             "resumed": resumed,
         },
         "parameters": {
             "trainable": parameters.trainable,
+            "allocated": parameters.allocated,
             "backbone": parameters.backbone,
             "percentage": parameters.percentage,
         },
         "split": {part: content["sha256"] for part, content in record["parts"].items()},
         "truncated_test_inputs": prepared.formulation.truncated,
-        "environment": environment(),
     }
 
 

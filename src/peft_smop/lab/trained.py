@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, TaskType
+from peft import TaskType
+from torch import nn
 
 from peft_smop.errors import CheckpointError, ConfigError
 from peft_smop.lab.run import put
@@ -24,7 +25,7 @@ class Trained:
 
     spec: RunSpec
     task: Task
-    model: PeftModel
+    model: nn.Module
     formulation: Formulation
 
 
@@ -70,6 +71,11 @@ def load_trained(
             key: value for key, value in (("model", model), ("data", data)) if value is not None
         }
     )
+    if spec.method.name == "full":
+        whole = load_backbone(
+            str(adapter), labels=len(definition.labels), dtype=spec.training.precision
+        )
+        return Trained(spec, definition, whole.model.eval(), put(definition, whole, spec))
     config = read_config(adapter)
     backbone = load_backbone(
         spec.model,

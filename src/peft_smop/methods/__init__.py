@@ -15,6 +15,9 @@ from peft_smop.methods.catalogue import (
     Setting,
     build,
     configure,
+    method_of,
+    prompts_to_choose,
+    virtual_tokens,
 )
 
 __all__ = [
@@ -31,5 +34,8 @@ __all__ = [
     "default_device",
     "load_adapter",
     "load_backbone",
+    "method_of",
+    "prompts_to_choose",
     "read_config",
+    "virtual_tokens",
 ]

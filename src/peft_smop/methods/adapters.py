@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, PrefixTuningConfig
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
@@ -15,6 +15,7 @@ from peft_smop.tuner import SMoPConfig
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PROMPT_KEYS = ("smop_prompts", "prompt_embeddings")
+BASIS_KEY = "smop_networks.basis"
 
 
 def load_adapter(backbone: PreTrainedModel, directory: Path) -> PeftModel:
@@ -86,8 +87,12 @@ def check_adapter(directory: Path, *, width: int) -> None:
             f"{path} is damaged or cut short ({error}); expected the safetensors file that was"
             f" saved"
         ) from error
+    if isinstance(config, PrefixTuningConfig):
+        return  # its rows are keys and values of every layer, which PEFT itself compares
+    # low-rank prompts are as wide as their basis
+    low_rank = any(key.endswith(BASIS_KEY) for key in shapes)
     for key, shape in shapes.items():
-        if key.endswith(PROMPT_KEYS) and shape[-1] != width:
+        if key.endswith(BASIS_KEY if low_rank else PROMPT_KEYS) and shape[-1] != width:
             raise CheckpointError(
                 f"{path} was trained for a backbone with embeddings of width {shape[-1]};"
                 f" this backbone's are {width} wide"

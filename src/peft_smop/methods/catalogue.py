@@ -2,31 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peft import PeftConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptLearningConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from peft_smop.errors import unknown
-from peft_smop.tuner import SMoPConfig
+from peft_smop.bottleneck import BottleneckConfig
+from peft_smop.errors import ConfigError, unknown
+from peft_smop.tuner import STRATEGIES, SMoPConfig
+
+PROMPT_RATES = (0.5, 0.3, 0.1)
+"""The paper's learning rates for prompts (appendix C), searched in this order."""
+WEIGHT_RATES = (1e-4, 5e-5, 1e-5)
+"""The paper's learning rates for adapters and for full fine-tuning (appendix C)."""
 
 
 class MethodSpec(BaseModel):
-    """A method and its options; an option that the method does not have is refused by `build`."""
+    """A method and its options; None leaves an option to the method."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "smop"
     num_prompts: int | None = Field(default=None, description="k, the number of soft prompts")
-    num_virtual_tokens: int = Field(default=5, description="l, the length of one soft prompt")
+    num_virtual_tokens: int | None = Field(default=None, description="l, length of one prompt")
+    routing: str | None = Field(default=None, description="routing strategy of the mixture")
     perturbation: bool | None = Field(default=None, description="noise on the router (eq. 5)")
-    init: Literal["vocabulary", "normal", "labels", "text", "adapter"] = "vocabulary"
+    top_k: int | None = Field(default=None, description="prompts summed for a row")
+    router_dropout: float | None = None
+    temperature: float | None = None
+    final_temperature: float | None = Field(default=None, description="annealed over the run")
+    consistency: float | None = None
+    fixed_prompt: int | None = None
+    load_balancing: float | None = None
+    z_loss: float | None = None
+    parameterisation: str | None = Field(default=None, description="direct, residual, low-rank")
+    hidden_size: int | None = Field(default=None, description="width of a network before prompts")
+    rank: int | None = Field(default=None, description="of LoRA, or of low-rank prompts")
+    bottleneck_size: int | None = Field(default=None, description="d, width of the bottlenecks")
+    init: Literal["vocabulary", "normal", "labels", "text", "adapter"] | None = None
     init_text: str | None = None
     init_adapter: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that were said."""
+        return {k: v for k, v in self.model_dump(exclude={"name"}).items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -37,72 +70,239 @@ class Setting:
     verbalizers: tuple[str, ...]
     tokenizer_name: str
     seed: int
+    steps: int | None = None
+    """How many steps training is planned to take, for what is annealed."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to adapt a frozen backbone."""
+    """A way to adapt a backbone."""
 
     description: str
-    configure: Callable[[MethodSpec, Setting], PeftConfig]
+    configure: Callable[[Mapping[str, Any], Setting], PeftConfig | None]
+    """From the given options; None: every weight of the backbone is trained."""
+    options: frozenset[str]
+    learning_rates: tuple[float, ...]
+    virtual_tokens: int = 0
+    """The default length of the prompt before an input."""
 
 
-def _smop(spec: MethodSpec, setting: Setting, **routing: Any) -> PeftConfig:
+_INIT = frozenset({"init", "init_text", "init_adapter"})
+_PROMPT = _INIT | {"num_virtual_tokens", "parameterisation", "hidden_size", "rank"}
+_MIXTURE = _PROMPT | {
+    "num_prompts",
+    "routing",
+    "perturbation",
+    "top_k",
+    "router_dropout",
+    "temperature",
+    "final_temperature",
+    "consistency",
+    "fixed_prompt",
+    "load_balancing",
+    "z_loss",
+}
+
+
+def _smop(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
+    options = dict(given)
+    if options.get("init") == "labels":
+        options["init_labels"] = list(setting.verbalizers)
+    if "final_temperature" in options:
+        options["annealing_steps"] = setting.steps or 1
     return SMoPConfig(
         task_type=setting.task_type,
-        num_prompts=spec.num_prompts,
-        num_virtual_tokens=spec.num_virtual_tokens,
-        perturbation=spec.perturbation,
-        init=spec.init,
-        init_text=spec.init_text,
-        init_labels=list(setting.verbalizers) if spec.init == "labels" else None,
-        init_adapter=spec.init_adapter,
         tokenizer_name_or_path=setting.tokenizer_name,
         seed=setting.seed,
-        **routing,
+        **options,
     )
 
 
-def _single(spec: MethodSpec, setting: Setting) -> PeftConfig:
-    return _smop(spec, setting, routing="single")
+def _single(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
+    return _smop({**given, "routing": "single"}, setting)
 
 
-def _prompt_tuning(spec: MethodSpec, setting: Setting) -> PeftConfig:
+def _prompt_tuning(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
     """PEFT's own prompt tuning, which starts from the vocabulary like ours."""
     return PromptTuningConfig(
         task_type=setting.task_type,
-        num_virtual_tokens=spec.num_virtual_tokens,
+        num_virtual_tokens=given.get("num_virtual_tokens", 5),
         prompt_tuning_init="SAMPLE_VOCAB",
         # an encoder-decoder would otherwise be given rows for its decoder that nothing uses
         num_transformer_submodules=1,
     )
 
 
+def _p_tuning(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
+    return PromptEncoderConfig(
+        task_type=setting.task_type,
+        num_virtual_tokens=given.get("num_virtual_tokens", 20),
+        encoder_reparameterization_type="MLP",
+        encoder_hidden_size=given.get("hidden_size", 128),
+        num_transformer_submodules=1,
+    )
+
+
+def _prefix_tuning(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
+    return PrefixTuningConfig(
+        task_type=setting.task_type, num_virtual_tokens=given.get("num_virtual_tokens", 20)
+    )
+
+
+def _lora(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
+    """Queries and values of every attention, PEFT's default targets; alpha = 2 r."""
+    rank = given.get("rank", 8)
+    return LoraConfig(task_type=setting.task_type, r=rank, lora_alpha=2 * rank)
+
+
+def _ia3(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
+    return IA3Config(task_type=setting.task_type)
+
+
+def _bottlenecks(
+    placement: Literal["houlsby", "pfeiffer"],
+) -> Callable[[Mapping[str, Any], Setting], PeftConfig]:
+    def configure(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
+        return BottleneckConfig(
+            task_type=setting.task_type,
+            placement=placement,
+            bottleneck_size=given.get("bottleneck_size", 48),
+            seed=setting.seed,
+        )
+
+    return configure
+
+
 METHODS: dict[str, Method] = {
-    "smop": Method("sparse mixture of soft prompts: k prompts of l tokens and a router", _smop),
-    "single": Method("one soft prompt of l tokens, through our tuner", _single),
-    "prompt-tuning": Method("one soft prompt of l tokens, PEFT's own", _prompt_tuning),
+    "smop": Method(
+        "sparse mixture of soft prompts: k prompts of l tokens and a router",
+        _smop,
+        _MIXTURE,
+        PROMPT_RATES,
+        virtual_tokens=5,
+    ),
+    "single": Method(
+        "one soft prompt of l tokens, through our tuner",
+        _single,
+        _PROMPT,
+        PROMPT_RATES,
+        virtual_tokens=5,
+    ),
+    "prompt-tuning": Method(
+        "one soft prompt of l tokens, PEFT's own",
+        _prompt_tuning,
+        frozenset({"num_virtual_tokens"}),
+        PROMPT_RATES,
+        virtual_tokens=5,
+    ),
+    "p-tuning": Method(
+        "one soft prompt of l tokens behind an MLP (Liu et al., 2021)",
+        _p_tuning,
+        frozenset({"num_virtual_tokens", "hidden_size"}),
+        PROMPT_RATES,
+        virtual_tokens=20,
+    ),
+    "prefix-tuning": Method(
+        "trained keys and values before every layer's own (Li and Liang, 2021)",
+        _prefix_tuning,
+        frozenset({"num_virtual_tokens"}),
+        PROMPT_RATES,
+        virtual_tokens=20,
+    ),
+    "lora": Method(
+        "low-rank changes of the queries' and values' weights (Hu et al., 2022)",
+        _lora,
+        frozenset({"rank"}),
+        WEIGHT_RATES,
+    ),
+    "ia3": Method(
+        "trained scales of keys, values and feed-forward (Liu et al., 2022)",
+        _ia3,
+        frozenset(),
+        WEIGHT_RATES,
+    ),
+    "houlsby": Method(
+        "bottlenecks after attention and after feed-forward (Houlsby et al., 2019)",
+        _bottlenecks("houlsby"),
+        frozenset({"bottleneck_size"}),
+        WEIGHT_RATES,
+    ),
+    "pfeiffer": Method(
+        "bottlenecks after feed-forward (Pfeiffer et al., 2021)",
+        _bottlenecks("pfeiffer"),
+        frozenset({"bottleneck_size"}),
+        WEIGHT_RATES,
+    ),
+    "full": Method(
+        "full fine-tuning: every weight of the backbone",
+        lambda given, setting: None,
+        frozenset(),
+        WEIGHT_RATES,
+    ),
 }
 
 
-def configure(spec: MethodSpec, setting: Setting) -> PeftConfig:
-    """PEFT's configuration for a method.
+def method_of(spec: MethodSpec) -> Method:
+    """Look a method up, and refuse options that it does not have.
 
     Raises:
-        ConfigError: the method is unknown or its options contradict each other.
+        ConfigError: the method is unknown, or an option is not one of its own.
     """
     if spec.name not in METHODS:
         raise unknown("method", spec.name, METHODS)
-    return METHODS[spec.name].configure(spec, setting)
+    method = METHODS[spec.name]
+    for option, value in spec.given().items():
+        if option not in method.options:
+            takers = [name for name, other in METHODS.items() if option in other.options]
+            raise ConfigError(
+                f"{option}={value!r} is no option of {spec.name}, but of {', '.join(takers)};"
+                f" leave {option} out"
+            )
+    return method
 
 
-def build(backbone: PreTrainedModel, spec: MethodSpec, setting: Setting) -> PeftModel:
-    """Adapt a backbone; it is frozen and changed in place.
+def configure(spec: MethodSpec, setting: Setting) -> PeftConfig | None:
+    """PEFT's configuration for a method; None for full fine-tuning.
 
     Raises:
         ConfigError: the method is unknown or its options contradict each other.
     """
-    return get_peft_model(backbone, configure(spec, setting))
+    return method_of(spec).configure(spec.given(), setting)
+
+
+def virtual_tokens(spec: MethodSpec) -> int:
+    """How many positions a method puts before an input."""
+    return spec.num_virtual_tokens or method_of(spec).virtual_tokens
+
+
+def build(backbone: PreTrainedModel, spec: MethodSpec, setting: Setting) -> nn.Module:
+    """Adapt a backbone; it is changed in place, and frozen but for full fine-tuning.
+
+    Raises:
+        ConfigError: the method is unknown, its options contradict each other, or it does not go
+            with this kind of model.
+    """
+    config = configure(spec, setting)
+    if config is None:
+        return backbone.requires_grad_(True)
+    try:
+        return get_peft_model(backbone, config)
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"{spec.name} does not go with {type(backbone).__name__}: {reason}"
+        ) from error
+
+
+def prompts_to_choose(model: nn.Module) -> int | None:
+    """K, where a model's active adapter chooses between prompts; None elsewhere."""
+    configs = getattr(model, "peft_config", {})
+    config = configs.get(getattr(model, "active_adapter", None)) if configs else None
+    if not isinstance(config, SMoPConfig) or not STRATEGIES[config.routing].chooses:
+        return None
+    return config.num_prompts
 
 
 @dataclass(frozen=True)
@@ -110,15 +310,31 @@ class ParameterCount:
     """How many parameters an adapted model has, and how many of them are trained."""
 
     trainable: int
+    """The trained parameters that a pass uses."""
+    allocated: int
+    """All that are marked as trainable; PEFT allocates some that it never reads."""
     backbone: int
 
     @property
     def percentage(self) -> float:
         """100 · trainable / (backbone + trainable), the paper's definition."""
-        return 100 * self.trainable / (self.backbone + self.trainable)
+        trained_anew = self.backbone == 0  # full fine-tuning: the backbone is what is trained
+        return 100.0 if trained_anew else 100 * self.trainable / (self.backbone + self.trainable)
 
     @classmethod
     def of(cls, model: nn.Module) -> ParameterCount:
         """Count a model's parameters; tied ones once."""
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return cls(trainable, sum(p.numel() for p in model.parameters()) - trainable)
+        allocated = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
+        return cls(allocated - _unread(model), allocated, total - allocated)
+
+
+def _unread(model: nn.Module) -> int:
+    """Rows of PEFT's prompts for a decoder that is never given them."""
+    unread = 0
+    for name, config in getattr(model, "peft_config", {}).items():
+        if isinstance(config, PromptLearningConfig) and not isinstance(config, PrefixTuningConfig):
+            rows = model.prompt_encoder[name].embedding.weight
+            if rows.requires_grad:
+                unread += (rows.shape[0] - config.num_virtual_tokens) * rows.shape[1]
+    return unread

@@ -1,5 +1,6 @@
 """Tables and figures from finished runs; reads files only."""
 
 from peft_smop.report.comparison import Row, compare, draw
+from peft_smop.report.significance import Difference, holm, paired_bootstrap
 
-__all__ = ["Row", "compare", "draw"]
+__all__ = ["Difference", "Row", "compare", "draw", "holm", "paired_bootstrap"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
+
+from peft_smop.report.significance import Difference, holm, paired_bootstrap
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,24 @@ class Row:
     scores: tuple[float, ...]
     validation: tuple[float, ...]
     seconds: tuple[float, ...]
+    learning_rate: float
     trainable: int
+    allocated: int
     percentage: float
+    metric: str
     examples: int
     majority: float
     load: tuple[float, ...]
     """Mean load of each prompt over the seeds, sorted; empty for methods without a choice."""
+    seconds_per_100_steps: float | None
+    """Median over seeds."""
+    peak_memory_mib: float | None
+    """Median over seeds."""
+    training_gflops_per_example: float
+    alarms: tuple[str, ...]
+    """What was noticed, with the number of seeds in which it was."""
+    difference: Difference | None = None
+    """Against the first method, its p-value corrected for the number of methods."""
 
     @property
     def mean(self) -> float:
@@ -31,37 +46,85 @@ class Row:
         return mean(self.scores)
 
     @property
-    def deviation(self) -> float:
-        """Sample standard deviation over seeds; 0 for one seed."""
-        return stdev(self.scores) if len(self.scores) > 1 else 0.0
+    def deviation(self) -> float | None:
+        """Sample standard deviation over seeds; None for one seed."""
+        return stdev(self.scores) if len(self.scores) > 1 else None
+
+    @property
+    def spread(self) -> str:
+        """Mean and standard deviation, as they are printed."""
+        return f"{self.mean:.1f}" + ("" if self.deviation is None else f" ± {self.deviation:.1f}")
 
 
 def compare(groups: Mapping[str, Sequence[Path]]) -> list[Row]:
-    """Read the results of finished runs.
+    """Read the results of finished runs; the first method is what the others are held against.
 
     Args:
         groups: a method's name for people -> its runs' directories, one for each seed.
     """
-    rows = []
-    for name, paths in groups.items():
-        results: list[dict[str, Any]] = [
-            json.loads((path / "result.json").read_text(encoding="utf-8")) for path in paths
-        ]
-        loads = [sorted(r["test"]["load"], reverse=True) for r in results]
-        rows.append(
-            Row(
-                name=name,
-                scores=tuple(r["test"]["value"] for r in results),
-                validation=tuple(r["validation"]["score"] for r in results),
-                seconds=tuple(r["training"]["seconds"] for r in results),
-                trainable=results[0]["parameters"]["trainable"],
-                percentage=results[0]["parameters"]["percentage"],
-                examples=results[0]["test"]["examples"],
-                majority=results[0]["test"]["majority"],
-                load=tuple(mean(parts) for parts in zip(*loads, strict=True)),
-            )
-        )
-    return rows
+    rows = [_row(name, paths) for name, paths in groups.items()]
+    if len(rows) < 2:
+        return rows
+    outcomes = [_outcomes(paths) for paths in groups.values()]
+    first = next(iter(groups.values()))[0]
+    labels = len(json.loads((first / "task.json").read_text(encoding="utf-8"))["labels"])
+    found = [
+        paired_bootstrap(outcomes[0], other, metric=rows[0].metric, labels=labels)
+        for other in outcomes[1:]
+    ]
+    corrected = holm([difference.p for difference in found])
+    return [
+        rows[0],
+        *(
+            replace(row, difference=replace(difference, p=p))
+            for row, difference, p in zip(rows[1:], found, corrected, strict=True)
+        ),
+    ]
+
+
+def _row(name: str, paths: Sequence[Path]) -> Row:
+    results: list[dict[str, Any]] = [
+        json.loads((path / "result.json").read_text(encoding="utf-8")) for path in paths
+    ]
+    loads = [sorted(r["test"]["load"], reverse=True) for r in results]
+    alarms = Counter(alarm.split(":")[0] for r in results for alarm in r["test"]["alarms"])
+    first = results[0]
+    return Row(
+        name=name,
+        scores=tuple(r["test"]["value"] for r in results),
+        validation=tuple(r["validation"]["score"] for r in results),
+        seconds=tuple(r["training"]["seconds"] for r in results),
+        learning_rate=first["training"]["learning_rate"],
+        trainable=first["parameters"]["trainable"],
+        allocated=first["parameters"]["allocated"],
+        percentage=first["parameters"]["percentage"],
+        metric=first["test"]["metric"],
+        examples=first["test"]["examples"],
+        majority=mean(r["test"]["majority"] for r in results),
+        load=tuple(mean(parts) for parts in zip(*loads, strict=True)),
+        seconds_per_100_steps=_median(r["cost"]["seconds_per_100_steps"] for r in results),
+        peak_memory_mib=_median(r["cost"]["peak_memory_mib"] for r in results),
+        training_gflops_per_example=first["cost"]["training_gflops_per_example"],
+        alarms=tuple(f"{alarm} in {n} of {len(results)}" for alarm, n in alarms.items()),
+    )
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def _outcomes(paths: Sequence[Path]) -> dict[tuple[int, str], tuple[int, int]]:
+    """Every test example of every seed: its label and what was predicted."""
+    found = {}
+    for path in paths:
+        seed = json.loads((path / "result.json").read_text(encoding="utf-8"))["seed"]
+        task = json.loads((path / "task.json").read_text(encoding="utf-8"))
+        place = {label: i for i, label in enumerate(task["labels"])}
+        with (path / "predictions.jsonl").open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                found[seed, str(row["id"])] = (place[row["label"]], place[row["prediction"]])
+    return found
 
 
 def draw(groups: Mapping[str, Sequence[Path]], path: Path, *, title: str) -> None:
@@ -78,7 +141,8 @@ def draw(groups: Mapping[str, Sequence[Path]], path: Path, *, title: str) -> Non
     from matplotlib import pyplot
 
     rows = compare(groups)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 2))
+    height = max(4.0, 0.4 * len(rows) + 1.5)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, height), width_ratios=(3, 2))
     for place, (row, paths) in enumerate(zip(rows, groups.values(), strict=True)):
         colour = f"C{place}"
         for number, run in enumerate(paths):
@@ -93,7 +157,13 @@ def draw(groups: Mapping[str, Sequence[Path]], path: Path, *, title: str) -> Non
                 label=row.name if number == 0 else None,
             )
         right.errorbar(
-            row.mean, place, xerr=row.deviation, fmt="o", color=colour, capsize=4, markersize=7
+            row.mean,
+            place,
+            xerr=row.deviation or 0.0,
+            fmt="o",
+            color=colour,
+            capsize=4,
+            markersize=7,
         )
         right.plot(row.scores, [place + 0.18] * len(row.scores), "|", color=colour, markersize=9)
     right.axvline(rows[0].majority, color="0.5", linestyle=":", linewidth=1)

@@ -1,10 +1,11 @@
 """What a model says of a task's examples, and how good that is."""
 
-from peft_smop.scoring.evaluation import Evaluation, Prediction, evaluate, predict
+from peft_smop.scoring.evaluation import DEAD_LOAD, Evaluation, Prediction, evaluate, predict
 from peft_smop.scoring.formulation import FORMULATIONS, Features, Formulation, formulate
 from peft_smop.scoring.metrics import METRICS, Score, majority_label, score
 
 __all__ = [
+    "DEAD_LOAD",
     "FORMULATIONS",
     "METRICS",
     "Evaluation",

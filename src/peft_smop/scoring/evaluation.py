@@ -13,6 +13,7 @@ from peft_smop.errors import RunError
 from peft_smop.scoring.formulation import Features, Formulation
 from peft_smop.scoring.metrics import Score, score
 from peft_smop.tasks import Example
+from peft_smop.tuner import Routes
 
 COLLAPSED_SHARE = 0.98
 DEAD_LOAD = 0.01
@@ -64,9 +65,7 @@ def predict(
             for batch in _batches(model, formulation, features, batch_size):
                 own = [features[i] for i in batch]
                 scores = formulation.label_scores(model, own)
-                routes = getattr(model, "last_routes", None)
-                if routes is not None and routes.indices.shape[1] != 1:
-                    routes = None  # a mixture has no one prompt to name
+                named = _named(getattr(model, "last_routes", None))
                 if scores.log_probabilities.isnan().any():
                     raise RunError(
                         "the model's scores are not numbers: its weights or its precision broke;"
@@ -74,21 +73,27 @@ def predict(
                     )
                 rows = scores.log_probabilities.tolist()
                 for place, i in enumerate(batch):
-                    route = place * scores.repeats
+                    route = named[place * scores.repeats] if named else None
                     found[i] = Prediction(
                         example=examples[i],
                         label=max(range(len(rows[place])), key=rows[place].__getitem__),
                         log_probabilities=tuple(rows[place]),
-                        prompt=None if routes is None else int(routes.indices[route, 0]),
-                        prompt_probability=None
-                        if routes is None
-                        else float(routes.probabilities[route, 0]),
+                        prompt=None if route is None else route[0],
+                        prompt_probability=None if route is None else route[1],
                     )
                 if on_batch:
                     on_batch(len(batch))
     finally:
         model.train(was_training)
     return [prediction for prediction in found if prediction is not None]
+
+
+def _named(routes: Routes | None) -> list[tuple[int, float] | None]:
+    """Every row's prompt and its weight; None where all are mixed alike, and no one to name."""
+    if routes is None:
+        return []
+    pairs = zip(routes.chosen.tolist(), routes.probabilities[:, 0].tolist(), strict=True)
+    return [(prompt, weight) if prompt >= 0 else None for prompt, weight in pairs]
 
 
 def _batches(

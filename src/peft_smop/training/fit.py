@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from torch import nn
 from transformers import (
     EarlyStoppingCallback,
     TrainerCallback,
@@ -20,8 +20,10 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
+from peft_smop.errors import ConfigError
 from peft_smop.scoring import Evaluation, Formulation, evaluate, majority_label
 from peft_smop.tasks import Example
+from peft_smop.training.callbacks import Revival, StepClock
 from peft_smop.training.options import TrainingOptions
 from peft_smop.training.trainer import (
     CompleteCheckpoint,
@@ -37,6 +39,10 @@ _CHECKPOINTING: dict[str, Any] = {
 }
 
 
+FALLBACK_RATE = 0.5
+"""For callers that leave the rate to the method and name no method."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """How a training went. The model it trained is left in its best state."""
@@ -48,10 +54,12 @@ class Fit:
     history: tuple[dict[str, float], ...]
     truncated: int
     """Training inputs that were longer than the longest length."""
+    seconds_per_step: float | None
+    """Median time of a training step; None when there were too few."""
 
 
 def fit(
-    model: PeftModel,
+    model: nn.Module,
     formulation: Formulation,
     train: Sequence[Example],
     validation: Sequence[Example],
@@ -59,6 +67,7 @@ def fit(
     *,
     seed: int,
     output: Path,
+    num_prompts: int | None = None,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Fit:
@@ -72,6 +81,7 @@ def fit(
         options: optimisation and stopping.
         seed: of data order, dropout and whatever else is drawn.
         output: a folder for checkpoints.
+        num_prompts: k, where the method chooses between prompts.
         resume: go on from the newest whole checkpoint in `output`, if there is one; the run ends
             with the weights it would have had without the interruption.
         callbacks: further callbacks, such as a progress bar.
@@ -83,8 +93,6 @@ def fit(
     features = [formulation.encode(example) for example in train]
     truncated = formulation.truncated
     majority = majority_label([example.label for example in train])
-    adapter = model.active_adapter
-    num_prompts = getattr(model.peft_config[adapter], "num_prompts", None)
 
     def score() -> Evaluation:
         return evaluate(
@@ -97,16 +105,21 @@ def fit(
             resamples=0,
         )
 
+    clock = StepClock()
+    own: list[TrainerCallback] = [CompleteCheckpoint(), clock]
+    if options.revive_dead_prompts:
+        own.append(_revival(model, num_prompts, seed))
     checkpoint = last_complete_checkpoint(output) if resume else None
     trainer = ScoringTrainer(
         score=score,
         features=features,
+        rates=_rates(options),
         model=model,
         args=_arguments(options, output, seed, rows=len(features)),
         data_collator=formulation.collate,
         callbacks=[
             EarlyStoppingCallback(early_stopping_patience=options.patience),
-            CompleteCheckpoint(),
+            *own,
             *callbacks,
         ],
     )
@@ -119,12 +132,37 @@ def fit(
             output / Path(str(trainer.state.best_model_checkpoint)).name
         )
         trainer._load_best_model()
-        return _outcome(trainer.state, truncated)
+        return _outcome(trainer.state, truncated, None)
     with warnings.catch_warnings():
         # transformers still passes a learning rate schedule through an interface torch has renamed
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return _outcome(trainer.state, truncated)
+    return _outcome(trainer.state, truncated, clock.seconds_per_step)
+
+
+def _rates(options: TrainingOptions) -> dict[str, float]:
+    """Learning rates of their own, by a part of the parameters' names."""
+    rates = {
+        "smop_routers": options.router_learning_rate,
+        "smop_networks": options.network_learning_rate,
+        "mlp_head": options.network_learning_rate,
+        "modules_to_save": options.head_learning_rate,
+    }
+    return {part: rate for part, rate in rates.items() if rate is not None}
+
+
+def _revival(model: nn.Module, num_prompts: int | None, seed: int) -> Revival:
+    """Second chances for this model's prompts.
+
+    Raises:
+        ConfigError: it has no router that could be given a copy.
+    """
+    layer, adapter = getattr(model, "smop_layer", None), getattr(model, "active_adapter", "")
+    if num_prompts is None or layer is None or adapter not in layer.smop_routers:
+        raise ConfigError(
+            "revive_dead_prompts=True needs a method with a router, such as smop; leave it out"
+        )
+    return Revival(layer, adapter, seed)
 
 
 def _had_stopped(checkpoint: Path, patience: int) -> bool:
@@ -134,7 +172,7 @@ def _had_stopped(checkpoint: Path, patience: int) -> bool:
     return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
-def _outcome(state: TrainerState, truncated: int) -> Fit:
+def _outcome(state: TrainerState, truncated: int, seconds_per_step: float | None) -> Fit:
     return Fit(
         steps=state.global_step,
         best_step=state.best_global_step or state.global_step,
@@ -142,6 +180,7 @@ def _outcome(state: TrainerState, truncated: int) -> Fit:
         stopped_early=state.global_step < state.max_steps,
         history=tuple(state.log_history),
         truncated=truncated,
+        seconds_per_step=seconds_per_step,
     )
 
 
@@ -156,7 +195,7 @@ def _arguments(
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
         per_device_train_batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
+        learning_rate=options.learning_rate or FALLBACK_RATE,
         optim=options.optimizer,
         weight_decay=options.weight_decay,
         warmup_steps=options.warmup_ratio,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,13 +16,25 @@ class TrainingOptions(BaseModel):
     epochs: float = Field(default=50, gt=0)
     max_steps: int | None = Field(default=None, gt=0, description="overrides epochs")
     batch_size: int = Field(default=32, gt=0)
-    learning_rate: float = Field(default=0.5, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0, description="default: the method's")
+    router_learning_rate: float | None = Field(default=None, gt=0, description="default: the same")
+    network_learning_rate: float | None = Field(
+        default=None, gt=0, description="of what prompts are made from; default: the same"
+    )
+    head_learning_rate: float | None = Field(
+        default=None, gt=0, description="of a classification head; default: the same"
+    )
     optimizer: Literal["adafactor", "adamw_torch"] = "adafactor"
     weight_decay: float = Field(default=1e-5, ge=0)
     warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
     schedule: Literal["linear", "constant_with_warmup", "cosine"] = "linear"
+    revive_dead_prompts: bool = False
     patience: int = Field(default=10, gt=0, description="evaluations without improvement")
     eval_steps: int | None = Field(default=None, gt=0, description="default: once an epoch")
     max_length: int = Field(default=512, gt=0, description="longest input in tokens")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
+
+    def planned_steps(self, rows: int) -> int:
+        """How many steps training takes, if it is not stopped early."""
+        return self.max_steps or math.ceil(self.epochs * math.ceil(rows / self.batch_size))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft import PromptLearningConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import (
     Trainer,
@@ -23,6 +25,8 @@ from peft_smop.errors import RunError
 from peft_smop.scoring import Evaluation, Features
 from peft_smop.training.batching import LengthSampler
 
+TRAINED = "trained.safetensors"
+"""In a checkpoint: the trained parameters themselves, where PEFT saves only what they make."""
 COMPLETE = "complete"
 """Written into a checkpoint when everything else is there; a checkpoint without it is ignored."""
 
@@ -33,19 +37,59 @@ class ScoringTrainer(Trainer):
     Args:
         score: evaluates the model in its present state.
         features: the encoded training rows.
+        rates: learning rates by a part of a parameter's name; other parameters have the run's.
         kwargs: as for `transformers.Trainer`.
     """
 
     def __init__(
-        self, *, score: Callable[[], Evaluation], features: list[Features], **kwargs: Any
+        self,
+        *,
+        score: Callable[[], Evaluation],
+        features: list[Features],
+        rates: Mapping[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=features, eval_dataset=[], **kwargs)
+        self.optimizer: torch.optim.Optimizer | None
+        self._rates = dict(rates or {})
         self._score = score
         self._lengths = [len(f["input_ids"]) for f in features]
         self._first_bad_step: Tensor | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return LengthSampler(self._lengths, self.args.train_batch_size, self.args.seed)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """One group of parameters for every learning rate, divided further by weight decay."""
+        if self.optimizer is None and self._rates:
+            model = self.model
+            decayed = set(self.get_decay_parameter_names(model))
+            groups: dict[tuple[float, float], list[Tensor]] = {}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    rate = next(
+                        (rate for part, rate in self._rates.items() if part in name),
+                        self.args.learning_rate,
+                    )
+                    decay = self.args.weight_decay if name in decayed else 0.0
+                    groups.setdefault((rate, decay), []).append(parameter)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = kind(
+                [
+                    {"params": parameters, "lr": rate, "weight_decay": decay}
+                    for (rate, decay), parameters in groups.items()
+                ],
+                **options,
+            )
+        return super().create_optimizer(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+        _restore_trained(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        _restore_trained(self.model, Path(str(self.state.best_model_checkpoint)))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Remember the first step whose loss is not finite, on the device and without waiting."""
@@ -86,6 +130,27 @@ class ScoringTrainer(Trainer):
         return metrics
 
 
+def _save_trained(model: nn.Module, folder: Path) -> None:
+    """Keep what is trained where PEFT keeps only its product.
+
+    P-tuning trains a network that makes the prompt; PEFT saves the prompt, and would put it back in
+    place of the network's input.
+    """
+    configs = getattr(model, "peft_config", {}).values()
+    if any(isinstance(config, PromptLearningConfig) for config in configs):
+        trained = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / TRAINED)
+
+
+def _restore_trained(model: nn.Module, folder: Path) -> None:
+    if (folder / TRAINED).is_file():
+        trained = load_file(folder / TRAINED)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in trained:
+                    parameter.copy_(trained[name])
+
+
 def check_finite(model: Any, state: TrainerState) -> None:
     """Stop before a checkpoint is written from ruined weights.
 
@@ -115,6 +180,7 @@ class CompleteCheckpoint(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         """Write the mark; keep this checkpoint and the best one."""
@@ -122,6 +188,8 @@ class CompleteCheckpoint(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not folder.is_dir():
             return
+        if model is not None:
+            _save_trained(model, folder)
         (folder / COMPLETE).touch()
         best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else ""
         for other in Path(args.output_dir).glob("checkpoint-*"):

@@ -57,7 +57,7 @@ class PromptHooks:
         self.layer = layer
         self.call: Call | None = None
         self.context_adapters: set[str] = set()
-        self.predicts_next = False
+        self._predicts_next = backbone.decoder is None and model.can_generate()
         """Whether logits belong to the token after, as a causal LM's do."""
         self._names = parameter_names(backbone.module)
         self._model_names = parameter_names(model)
@@ -68,6 +68,8 @@ class PromptHooks:
         self._as_tuple = False
         self._is_second_pass = False
         self._labels: Tensor | None = None
+        self._routed: RowAdapters | None = None
+        """The rows of this pass through the model, once they have been routed."""
         self._layout: Layout | None = None
 
     def register(self, model: nn.Module, backbone: Backbone) -> None:
@@ -129,6 +131,7 @@ class PromptHooks:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Keep the labels: they tell a causal LM's context from its answer."""
+        self._routed = None
         self._labels = bind(self._model_names, args, kwargs).get("labels")
 
     def after_model(
@@ -142,14 +145,14 @@ class PromptHooks:
             return output
         given = bind(self._model_names, args, kwargs)
         labels = given.get("labels")
-        rows = self.layer.last_rows
+        rows = self._routed
         if labels is None or rows is None:
             return output
         share = {name: rows.count(name) / rows.rows for name in rows.names}
         terms = [share[name] * term for name, term in self.layer.penalty_terms.items()]
         weights = self.layer.divergence_weights(rows)
         if weights is not None:
-            other = self._routed_again(module, args, kwargs)
+            other = self._routed_again(module, args, kwargs, rows)
             apart = self._apart(_logits(output, labels), _logits(other, labels), labels)
             terms.append((torch.tensor(weights, device=apart.device) * apart).mean())
         if not terms:
@@ -160,14 +163,18 @@ class PromptHooks:
         output["loss"] = output["loss"] + extra
         return output
 
-    def _routed_again(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> Any:
+    def _routed_again(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Any, rows: RowAdapters
+    ) -> Any:
         """The same rows through the model once more, with other routes."""
         first = self.layer.remember()
         if self.call is not None:
             self.call.prompts = None
         self._is_second_pass = True
         try:
-            return module(*args, **kwargs)
+            other = module(*args, **kwargs)
+            self.layer.uncount_second_pass(rows)
+            return other
         finally:
             self._is_second_pass = False
             self.layer.restore(first)
@@ -176,7 +183,7 @@ class PromptHooks:
         """Each row's divergence, averaged over the positions that have a label."""
         if one.dim() == 2:
             return divergence(one, other)
-        if self.predicts_next:
+        if self._predicts_next:
             one, other, labels = one[:, :-1], other[:, :-1], labels[:, 1:]
         counted = (labels != IGNORED_LABEL).float()
         total = (divergence(one, other) * counted).sum(dim=1)
@@ -271,6 +278,7 @@ class PromptHooks:
     ) -> dict[str, Any]:
         mask = given.get("attention_mask")
         layout = self._layout_for(rows, mask, x, x.shape[1])
+        self._routed = rows
         given["input_ids"] = None
         given["inputs_embeds"] = layout.embeddings(
             self._prompts(x, ids, mask, rows, labels).to(x.dtype), x

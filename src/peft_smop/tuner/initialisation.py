@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from peft_smop.errors import CheckpointError, ConfigError
 from peft_smop.tuner.config import SMoPConfig
+from peft_smop.tuner.parameterisation import put_together
 
 COMMON_TOKENS = 5000
 """Lester et al. draw from the most common tokens; vocabularies are ordered by frequency,
@@ -151,10 +152,11 @@ def read_prompts(directory: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is damaged and cannot be read ({error}); expected safetensors"
         ) from error
-    for key, value in tensors.items():
-        if key.endswith("smop_prompts"):
-            router = next((v for k, v in tensors.items() if k.endswith("smop_routers")), None)
-            return {"prompts": value, **({} if router is None else {"router": router})}
+    own = {key.rsplit("smop_", 1)[-1]: value for key, value in tensors.items() if "smop_" in key}
+    if "prompts" in own:
+        network = {k.removeprefix("networks."): v for k, v in own.items() if "networks." in k}
+        found = {"prompts": put_together(own["prompts"], network)}
+        return found | ({"router": own["routers"]} if "routers" in own else {})
     if "prompt_embeddings" in tensors:
         # PEFT saves a second half for encoder-decoders, which it never uses
         length = json.loads((path.parent / "adapter_config.json").read_text())["num_virtual_tokens"]

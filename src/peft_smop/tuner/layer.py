@@ -187,6 +187,12 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
             return None
         return [by_name[a] if a >= 0 else 0.0 for a in rows.of_each_row]
 
+    def uncount_second_pass(self, rows: RowAdapters) -> None:
+        """Let adapters that did not ask for it count one batch, as they do without the others."""
+        for name in rows.names:
+            if not self.strategies[name].divergence_weight:
+                self.smop_steps[name].sub_(1)
+
     def remember(self) -> tuple[Any, ...]:
         """What is known of the last batch, for `restore` after another pass over it."""
         return self._last, self.last_rows, self.penalty_terms

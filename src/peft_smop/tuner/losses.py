@@ -12,7 +12,7 @@ from peft_smop.tuner.routing import Routing
 
 
 def load_balancing_loss(routing: Routing) -> Float[Tensor, ""]:
-    """k Σ_j f_j m_j: f_j the share of rows whose first choice is j, m_j the mean probability of j.
+    """Compute k Σ_j f_j m_j from the shares f_j of rows and the mean probabilities m_j of prompt j.
 
     1 when both are uniform, k when one prompt takes everything (Fedus et al., 2022, eq. 4).
     """

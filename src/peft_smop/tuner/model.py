@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 from accelerate import init_empty_weights
-from peft import PeftConfig, PeftModel, TaskType
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -174,7 +174,6 @@ class SMoPModel(BaseTuner):
                 network=network,
                 penalties=Penalties(config.load_balancing, config.z_loss),
             )
-        self._hooks.predicts_next = config.task_type == TaskType.CAUSAL_LM
         if config.router_scope == "context":
             self._hooks.context_adapters.add(name)
         else:

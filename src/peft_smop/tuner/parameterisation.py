@@ -6,6 +6,7 @@ together again at every pass. Adding one is a class and a line in `PARAMETERISAT
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -97,6 +98,26 @@ PARAMETERISATIONS: dict[str, type[Direct] | type[Residual] | type[LowRank]] = {
     "residual": Residual,
     "low-rank": LowRank,
 }
+
+
+def put_together(
+    stored: Float[Tensor, "k l s"], network: Mapping[str, Tensor]
+) -> Float[Tensor, "k l e"]:
+    """The prompts of a saved adapter.
+
+    Args:
+        stored: what stands in place of the prompts.
+        network: the tensors of the module that makes the prompts, by name; none for "direct".
+    """
+    if not network:
+        return stored
+    if "basis" in network:
+        return stored.float() @ network["basis"].float()
+    hidden, width = network["down.weight"].shape
+    residual = Residual(width, hidden, torch.Generator(), torch.device("cpu"))
+    residual.load_state_dict(dict(network))
+    with torch.no_grad():
+        return residual(stored.float())
 
 
 def _seeded_linear(

@@ -69,6 +69,7 @@ class RoutingStrategy(ABC):
         Raises:
             ConfigError: with the option and the remedy.
         """
+        return
 
     @abstractmethod
     def __call__(self, logits: Float[Tensor, "b k"], state: RowState) -> Routing:
@@ -161,7 +162,7 @@ class Linear(_Tempered):
 
 @dataclass(frozen=True)
 class Gumbel(_Tempered):
-    """y = softmax((W x + g) / τ), g ~ Gumbel(0, 1) in training only; the row gets P_c, c = argmax y.
+    """y = softmax((W x + g) / τ), g ~ Gumbel(0, 1) in training only; the row gets P_c, c = argmax.
 
     Straight-through: forward the choice has weight 1 and the others 0, backward all have the
     gradient of y (Jang et al., 2017; paper, Table 3).

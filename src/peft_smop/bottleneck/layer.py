@@ -1,0 +1,140 @@
+"""One wrapped module with a bottleneck behind it for every adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from peft_smop.errors import ConfigError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": nn.functional.relu,
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+    "tanh": torch.tanh,
+}
+
+
+class BottleneckLayer(nn.Module, BaseTunerLayer):
+    """h ← h + U f(D h + b_D) + b_U, where h is the output of the wrapped module.
+
+    D is (d, e) and U (e, d) for a width e and a bottleneck of d. The wrapped module ends an
+    attention or a feed-forward sub-layer, so the sub-layer's dropout and its residual connection
+    come after (Houlsby et al. 2019, figure 2). U and b_U start at zero: at first the layer is the
+    wrapped module.
+
+    Args:
+        base_layer: a linear module, one that says its width as `out_features` or, like GPT-2's,
+            `nf`.
+
+    Raises:
+        ConfigError: the module does not say its width.
+    """
+
+    adapter_layer_names = ("bottleneck_down", "bottleneck_up")
+    other_param_names = ("activations",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        width = getattr(base_layer, "out_features", getattr(base_layer, "nf", None))
+        if width is None:
+            raise ConfigError(
+                f"target_modules names a {type(base_layer).__name__}, which is no linear module;"
+                " name the linear modules that end attention and feed-forward sub-layers"
+            )
+        self.base_layer = base_layer
+        self.width: int = width
+        self.bottleneck_down = nn.ModuleDict()
+        self.bottleneck_up = nn.ModuleDict()
+        self.activations: dict[str, str] = {}
+
+    def add_adapter(
+        self, name: str, *, size: int, activation: str, generator: torch.Generator
+    ) -> None:
+        """Create an adapter's bottleneck on the device and in the dtype of the wrapped module.
+
+        Args:
+            name: the adapter's name.
+            size: d, the width of the bottleneck.
+            activation: f, a name in `ACTIVATIONS`.
+            generator: of the CPU, so that a seed means the same start on every device; D and b_D
+                are drawn as `nn.Linear` draws them, uniformly from ±1/√e.
+        """
+
+        def drawn(*shape: int) -> nn.Parameter:
+            uniform = torch.rand(shape, generator=generator, dtype=torch.float32)
+            return nn.Parameter((uniform * 2 - 1) / self.width**0.5)
+
+        # on the meta device nn.Linear draws nothing from the global generator
+        down = nn.Linear(self.width, size, device="meta")
+        down.weight, down.bias = drawn(size, self.width), drawn(size)
+        up = nn.Linear(size, self.width, device="meta")
+        up.weight = nn.Parameter(torch.zeros(self.width, size))
+        up.bias = nn.Parameter(torch.zeros(self.width))
+        self.bottleneck_down[name], self.bottleneck_up[name] = down, up
+        self.activations[name] = activation
+        self._move_adapter_to_device_of_base_layer(name)
+
+    def forward(
+        self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
+    ) -> Float[Tensor, "*rows e"]:
+        """The wrapped module's output, changed by the active adapter or by each row's own.
+
+        Args:
+            *args: of the wrapped module.
+            adapter_names: an adapter for every row of the batch.
+            **kwargs: of the wrapped module.
+        """
+        h = self.base_layer(*args, **kwargs)
+        if self.disable_adapters:
+            return h
+        if adapter_names is not None:
+            return by_adapter(adapter_names, h, self._adapted)
+        for name in self.active_adapters:
+            h = self._adapted(name, h)
+        return h
+
+    def _adapted(self, name: str, h: Float[Tensor, "*rows e"]) -> Float[Tensor, "*rows e"]:
+        """Compute in the adapter's dtype, so that a bf16 sum is rounded once."""
+        if name not in self.bottleneck_down:  # `__base__`, or an adapter of another placement
+            return h
+        down, up = self.bottleneck_down[name], self.bottleneck_up[name]
+        activation = ACTIVATIONS[self.activations[name]]
+        return (h + up(activation(down(h.to(down.weight.dtype))))).to(h.dtype)
+
+
+def by_adapter(
+    adapter_names: Sequence[str],
+    x: Float[Tensor, "rows ..."],
+    apply: Callable[[str, Tensor], Tensor],
+) -> Float[Tensor, "rows ..."]:
+    """Apply to each row what its adapter makes of it.
+
+    Beams and returned sequences repeat every row of the batch the same number of times, next to
+    each other; so do backbones that lay a row's tokens one below the other (OPT).
+
+    Args:
+        adapter_names: one name for each row of the batch.
+        x: the rows, each as often as the others.
+        apply: what an adapter, by name, makes of its rows.
+
+    Raises:
+        ConfigError: the names do not divide the rows.
+    """
+    if len(adapter_names) == 0 or len(x) % len(adapter_names):
+        raise ConfigError(
+            f"adapter_names has {len(adapter_names)} entries for {len(x)} rows; give one name per"
+            " row"
+        )
+    repeats = len(x) // len(adapter_names)
+    rows: dict[str, list[int]] = {}
+    for i in range(len(x)):
+        rows.setdefault(adapter_names[i // repeats], []).append(i)
+    parts = torch.cat([apply(name, x[own]) for name, own in rows.items()])
+    order = torch.tensor([i for own in rows.values() for i in own], device=x.device)
+    return parts[order.argsort()]

@@ -1,0 +1,200 @@
+"""`smop compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from peft_smop.cli.show import typed_options
+from peft_smop.errors import ConfigError
+from peft_smop.lab import matched_controls, study, variant, write_json
+from peft_smop.methods import DEFAULT_MODEL
+from peft_smop.report import Row, draw
+from peft_smop.report import compare as compare_runs
+
+DEFINITIONS = (
+    "score: mean ± standard deviation over seeds, on the test examples, once, by the state that"
+    " validation chose",
+    "difference: to the first method, in points, 95 % interval of a paired bootstrap over examples"
+    " (all seeds of an example together); the verdict is at 5 %, corrected for the number of"
+    " methods (Holm)",
+    "trained: parameters that are trained and read, and those allocated where PEFT allocates more;"
+    " %: of all parameters",
+    "s/100: seconds of 100 training steps, median over steps and seeds, evaluation left out",
+    "MiB: most memory while training; on CUDA all that PyTorch allocated, on the CPU the growth of"
+    " the process, weights left out",
+    "GFLOPs: of forward and backward for one training example of median length, padding included",
+)
+
+
+def compare(
+    task: Annotated[
+        str, typer.Option("--task", "-t", help="A task of `smop tasks`, or your own task's YAML.")
+    ],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names of `smop methods`, commas between them; options after colons,"
+            " such as smop:k=8:l=3. The others are held against the first."
+        ),
+    ] = "smop,single,prompt-tuning-20,prompt-tuning-100",
+    data: Annotated[
+        Path | None, typer.Option(help="Directory of the task's files; without it, the hub.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="'embedded', a hub id, a directory or a GGUF file.")
+    ] = DEFAULT_MODEL,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    trials: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Learning rates tried for each method, chosen by validation on one seed."
+        ),
+    ] = 1,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Add to every mixture: prompt tuning at l and at k·l, and the uniform mixture.",
+        ),
+    ] = False,
+    epochs: Annotated[float, typer.Option(help="Most passes over the training examples.")] = 50,
+    max_steps: Annotated[int | None, typer.Option(help="Most steps; overrides --epochs.")] = None,
+    eval_steps: Annotated[
+        int | None, typer.Option(help="Steps between evaluations; once an epoch by default.")
+    ] = None,
+    train_examples: Annotated[
+        int | None, typer.Option(help="Use only so many training examples.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="How the data are split; see `smop tasks`.")
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other training option, for all."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="For all runs and tables; runs/compare-TASK-MODEL."),
+    ] = None,
+) -> None:
+    """Train several methods on equal terms and print one table of scores and one of costs.
+
+    Stopped, the same command goes on where it was; finished runs are not run again.
+
+    Example: [bold]smop compare --task medley --model embedded --max-steps 240 --seeds 5[/bold]
+
+    The paper's first table: [bold]smop compare --task rte --data superglue --methods
+    smop,prompt-tuning-100,p-tuning-20,full --trials 3[/bold]
+    """
+    chosen = [variant(name.strip()) for name in methods.split(",") if name.strip()]
+    if not chosen:
+        raise ConfigError("--methods names no method; see smop methods")
+    if controls:
+        chosen += matched_controls(chosen)
+    training = {"epochs": epochs, "max_steps": max_steps, "eval_steps": eval_steps}
+    common: dict[str, Any] = {
+        "task": task,
+        "data": data,
+        "preset": preset,
+        "train_examples": train_examples,
+        "model": model,
+        "training": {**training, **typed_options(options or [])},
+    }
+    names = [Path(part).name.split(".yaml")[0] for part in (task, model)]
+    where = output or Path("runs") / "-".join(["compare", *names])
+    quiet = Console(stderr=True, highlight=False)
+    try:
+        groups = study(
+            common,
+            chosen,
+            seeds=range(seed, seed + seeds),
+            trials=trials,
+            output=where,
+            console=quiet,
+        )
+    except KeyboardInterrupt:
+        quiet.print(f"stopped; {where} is kept: the same command goes on with it")
+        raise typer.Exit(130) from None
+    rows = compare_runs(groups)
+    picture = where / "comparison.png"
+    draw(groups, picture, title=f"{names[0]} on {names[1]}")
+    write_json(where / "comparison.json", {"methods": [asdict(row) for row in rows]})
+    _print(rows, seeds=seeds, trials=trials, title=f"{names[0]} on {names[1]}")
+    Console(highlight=False).print(
+        f"\n{where}: comparison.json, comparison.png, search.json, and the runs", soft_wrap=True
+    )
+
+
+def _print(rows: Sequence[Row], *, seeds: int, trials: int, title: str) -> None:
+    """Both tables, and what their columns mean."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a file has no edge at which to cut
+    first = rows[0]
+    console.print(
+        f"{title}: {seeds} {'seed' if seeds == 1 else 'seeds'}, {first.examples} test examples"
+        f" ({100 / first.examples:.2f} points each), always the majority label:"
+        f" {first.majority:.1f}; {trials} learning {'rate' if trials == 1 else 'rates'} tried for"
+        " each method\n",
+        soft_wrap=True,
+    )
+    console.print(_scores(rows))
+    console.print()
+    console.print(_costs(rows))
+    console.print()
+    for line in DEFINITIONS:
+        console.print(f"[dim]{line}[/dim]", soft_wrap=True)
+    for row in rows:
+        for alarm in row.alarms:
+            console.print(
+                f"[yellow]warning:[/] {row.name}: {alarm} {'run' if seeds == 1 else 'runs'}",
+                soft_wrap=True,
+            )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _scores(rows: Sequence[Row]) -> Table:
+    table = _table("method", rows[0].metric, "difference", "95 %", "p", "verdict", "validation")
+    for row in rows:
+        d = row.difference
+        compared = ("", "", "", "the first")
+        if d is not None:
+            compared = (f"{d.points:+.1f}", f"{d.low:+.1f} to {d.high:+.1f}", f"{d.p:.3f}", d.words)
+        validation = sum(row.validation) / len(row.validation)
+        table.add_row(row.name, row.spread, *compared, f"{validation:.1f}")
+    return table
+
+
+def _costs(rows: Sequence[Row]) -> Table:
+    table = _table("method", "trained", "allocated", "%", "lr", "s/100", "MiB", "GFLOPs", "load")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.trainable:,}",
+            f"{row.allocated:,}",
+            f"{row.percentage:.4f}",
+            f"{row.learning_rate:g}",
+            _or_dash(row.seconds_per_100_steps, ".1f"),
+            _or_dash(row.peak_memory_mib, ",.0f"),
+            f"{row.training_gflops_per_example:.3g}",
+            " ".join(f"{part:.0%}" for part in row.load[:8]) if len(row.load) > 1 else "",
+        )
+    return table
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -1,0 +1,82 @@
+"""What happens between steps: a clock, and second chances for dead prompts."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from peft_smop.scoring import DEAD_LOAD
+from peft_smop.tuner.layer import SMoPLayer
+
+WARMUP_STEPS = 3
+"""Steps that the clock leaves out, as the first ones allocate and compile."""
+
+
+class StepClock(TrainerCallback):
+    """How long a training step takes, from end to end, evaluation and saving left out."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last: float | None = None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The median, in seconds; None when there were too few steps."""
+        counted = self.seconds[WARMUP_STEPS:]
+        return median(counted) if counted else None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the time since the last step ended."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        # what follows an evaluation or a save would count their time
+        self._last = None if control.should_evaluate or control.should_save else now
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the last step: evaluation may follow."""
+        self._last = None
+
+
+class Revival(TrainerCallback):
+    """Start prompts anew that got no validation rows, as near copies of the busiest one.
+
+    It acts before the step that follows an evaluation, so that the state that was evaluated is the
+    state that is saved; what it does is a function of the recorded loads, the seed and the step, so
+    that a resumed run does the same.
+
+    Args:
+        layer: the adapters' tensors.
+        adapter: which adapter.
+        seed: of the small differences.
+    """
+
+    def __init__(self, layer: SMoPLayer, adapter: str, seed: int) -> None:
+        self.layer = layer
+        self.adapter = adapter
+        self.seed = seed
+        self.revived = 0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the newest loads, if they are of this very step."""
+        newest = next((e for e in reversed(state.log_history) if "eval_load_0" in e), None)
+        if newest is None or newest.get("step") != state.global_step:
+            return
+        count = self.layer.smop_prompts[self.adapter].shape[0]
+        load = [newest[f"eval_load_{j}"] for j in range(count)]
+        dead = [j for j, part in enumerate(load) if part < DEAD_LOAD]
+        if not dead:
+            return
+        busiest = max(range(count), key=load.__getitem__)
+        seed = self.seed * 1_000_003 + state.global_step
+        self.layer.revive(self.adapter, dead, busiest, seed=seed)
+        self.revived += len(dead)
