@@ -31,7 +31,7 @@ def loud(kind):
         with torch.no_grad():
             for module in model.modules():
                 if isinstance(module, torch.nn.Linear):
-                    module.weight.mul_(6)
+                    module.weight.mul_(12)
         return model
 
     return replace(kind, build=build)

@@ -21,8 +21,8 @@ class TrainingOptions(BaseModel):
     network_learning_rate: float | None = Field(
         default=None, gt=0, description="of what prompts are made from; default: the same"
     )
-    head_learning_rate: float | None = Field(
-        default=None, gt=0, description="of a classification head; default: the same"
+    head_learning_rate: float = Field(
+        default=1e-3, gt=0, description="of a new classification head beside an adapter"
     )
     optimizer: Literal["adafactor", "adamw_torch"] = "adafactor"
     weight_decay: float = Field(default=1e-5, ge=0)
