@@ -1,0 +1,98 @@
+"""Methods side by side: equal terms, a log of what was tried, nothing run twice."""
+
+import json
+
+import pytest
+
+from peft_smop.errors import ConfigError
+from peft_smop.lab import RunSpec, study, variant
+from peft_smop.report import compare
+
+QUICK = {"max_steps": 4, "eval_steps": 2, "batch_size": 8}
+
+
+def common(toy_task, model):
+    return {"task": str(toy_task), "model": model, "training": QUICK}
+
+
+def test_every_method_gets_every_seed_and_finished_runs_are_not_run_again(
+    toy_task, saved_models, tmp_path
+):
+    chosen = [variant("smop"), variant("lora-8")]
+    setting = common(toy_task, saved_models["t5"])
+    groups = study(setting, chosen, seeds=[0, 1], trials=1, output=tmp_path)
+    assert list(groups) == ["smop", "lora-8"]
+    specs = [[RunSpec.load(path / "spec.yaml") for path in paths] for paths in groups.values()]
+    assert [[s.seed for s in each] for each in specs] == [[0, 1], [0, 1]]
+    assert [each[0].training.learning_rate for each in specs] == [0.5, 1e-4]
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
+    assert len(written) == 4
+    again = study(setting, chosen, seeds=[0, 1, 2], trials=1, output=tmp_path)
+    assert [paths[:2] for paths in again.values()] == list(groups.values())
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    # other options are other runs, beside the old ones
+    other = {**setting, "training": {**QUICK, "batch_size": 4}}
+    study(other, [variant("smop")], seeds=[0], trials=1, output=tmp_path)
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 7
+
+
+def test_the_rate_is_chosen_by_validation_on_the_first_seed_and_the_log_says_what_was_tried(
+    toy_task, saved_models, tmp_path
+):
+    chosen = [variant("smop"), variant("full")]
+    groups = study(
+        common(toy_task, saved_models["t5"]), chosen, seeds=[0, 1], trials=3, output=tmp_path
+    )
+    log = json.loads((tmp_path / "search.json").read_text())
+    assert log["trials_each"] == 3
+    assert [entry["method"] for entry in log["methods"]] == ["smop", "full"]
+    assert [t["learning_rate"] for t in log["methods"][0]["trials"]] == [0.5, 0.3, 0.1]
+    for entry, paths in zip(log["methods"], groups.values(), strict=True):
+        best = max(entry["trials"], key=lambda trial: trial["validation"])
+        assert entry["chosen"] == best["learning_rate"]
+        assert "test" not in json.dumps(entry)
+        for path in paths:
+            assert RunSpec.load(path / "spec.yaml").training.learning_rate == entry["chosen"]
+    assert len(list(tmp_path.glob("runs/*"))) == 2 * (3 + 1)
+
+
+def test_every_method_gets_the_same_number_of_trials_or_none_runs(tmp_path):
+    with pytest.raises(ConfigError, match="trials=2 exceeds the 1 learning rates that lora-8:lr"):
+        study(
+            {"task": "cb"},
+            [variant("smop"), variant("lora-8:lr=0.1")],
+            seeds=[0],
+            trials=2,
+            output=tmp_path,
+        )
+    with pytest.raises(ConfigError, match="method 'smop' is named twice"):
+        study({"task": "cb"}, [variant("smop")] * 2, seeds=[0], trials=1, output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_s_mistake_is_found_before_the_first_run(toy_task, saved_models, tmp_path):
+    bad = {**common(toy_task, saved_models["t5"]), "trainings": {}}
+    with pytest.raises(ConfigError, match="unknown key 'trainings'"):
+        study(bad, [variant("smop")], seeds=[0], trials=1, output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_comparison_holds_the_others_against_the_first(toy_task, saved_models, tmp_path):
+    groups = study(
+        common(toy_task, saved_models["t5"]),
+        [variant("smop"), variant("single"), variant("smop-uniform")],
+        seeds=[0, 1],
+        trials=1,
+        output=tmp_path,
+    )
+    first, single, uniform = compare(groups)
+    assert first.difference is None
+    assert first.deviation is not None
+    assert len(first.load) == 4
+    assert uniform.load == ()
+    assert (first.trainable, single.trainable) == (4 * 5 * 32 + 32 * 4, 5 * 32)
+    for row in (single, uniform):
+        assert row.difference.points == pytest.approx(row.mean - first.mean)
+        assert row.difference.words in ("better", "worse", "not significant")
+    assert first.seconds_per_100_steps is None or first.seconds_per_100_steps > 0
+    assert first.training_gflops_per_example > 0

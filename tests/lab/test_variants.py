@@ -1,0 +1,60 @@
+"""Short names for methods."""
+
+import pytest
+
+from peft_smop.errors import ConfigError
+from peft_smop.lab import RunSpec, matched_controls, variant, variants
+from peft_smop.methods import METHODS
+
+
+def test_every_listed_variant_is_a_method_with_options_it_has():
+    for name, one in variants().items():
+        RunSpec.of({"task": "cb", "method": one.method, "training": one.training})
+        assert one.spec.name in METHODS, name
+        assert len(one.learning_rates) == 3
+    assert {one.spec.name for one in variants().values()} == set(METHODS)
+
+
+def test_the_paper_s_search_spaces_are_the_paper_s():
+    assert variant("smop").learning_rates == (0.5, 0.3, 0.1)
+    assert variant("prompt-tuning-100").learning_rates == (0.5, 0.3, 0.1)
+    for name in ("full", "houlsby-8", "lora-2"):
+        assert variant(name).learning_rates == (1e-4, 5e-5, 1e-5)
+
+
+def test_options_follow_the_name():
+    one = variant("smop:k=8:l=3:router_learning_rate=0.01:perturbation=false")
+    assert one.method == {
+        "name": "smop",
+        "num_prompts": 8,
+        "num_virtual_tokens": 3,
+        "perturbation": False,
+    }
+    assert one.training == {"router_learning_rate": 0.01}
+    assert variant("lora-8:lr=0.001").learning_rates == (0.001,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("smopp", "unknown method 'smopp'; did you mean smop"),
+        ("smop:kk=3", "unknown option 'kk'"),
+        ("smop:k", "'k' should be KEY=VALUE"),
+        ("smop:k=", "'k=' should be KEY=VALUE"),
+        ("smop:name=lora", "unknown option 'name'"),
+    ],
+)
+def test_a_name_that_says_nothing_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        variant(text)
+
+
+def test_controls_have_the_length_of_one_prompt_and_of_all():
+    found = [one.name for one in matched_controls([variant("smop:k=3:l=7"), variant("lora-8")])]
+    assert found == ["prompt-tuning:l=7", "prompt-tuning:l=21", "smop:routing=uniform:k=3:l=7"]
+    assert not matched_controls([variant("lora-8"), variant("single")])
+    named = [variant("smop"), variant("prompt-tuning-20")]
+    assert [c.name for c in matched_controls(named)] == [
+        "prompt-tuning:l=5",
+        "smop:routing=uniform:k=4:l=5",
+    ]
