@@ -65,9 +65,9 @@ class BottleneckConfig(PeftConfig):
             raise ConfigError(
                 f"bottleneck_size={self.bottleneck_size} must be a whole number of at least 1"
             )
-        if self.placement not in PLACEMENTS:
+        if str(self.placement) not in PLACEMENTS:
             raise unknown("placement", str(self.placement), PLACEMENTS)
-        if self.activation not in ACTIVATIONS:
+        if str(self.activation) not in ACTIVATIONS:
             raise unknown("activation", str(self.activation), ACTIVATIONS)
         if not isinstance(self.target_modules, str):
             self._check_names("target_modules", "one text or a list of texts")

@@ -93,6 +93,21 @@ class BottleneckModel(BaseTuner):
             " bare model"
         )
 
+    def _unload_and_optionally_merge(
+        self, merge: bool = True, *args: Any, **kwargs: Any
+    ) -> nn.Module:
+        """Restore the bare model with its own heads; PEFT would leave the trained ones in it."""
+        if merge:
+            self._check_merge_allowed()
+        for parent in list(self.model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, BottleneckLayer):
+                    setattr(parent, name, child.base_layer)
+                elif isinstance(child, ModulesToSaveWrapper):
+                    setattr(parent, name, child.original_module)
+        self.model.__dict__.pop("peft_config", None)
+        return self.model
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Let every row follow its own adapter during one forward or generate.

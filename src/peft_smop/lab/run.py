@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,10 @@ from peft_smop.training import (
 )
 
 PACKAGES = ("peft-smop", "torch", "transformers", "peft", "accelerate")
+
+NEIGHBOURS = (
+    "rows not independent: with routing 'released' predictions depend on the other rows of a batch"
+)
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,8 @@ def run(
             f" {prepared.formulation.max_length} tokens and were cut"
         )
     evaluation = test_once(prepared)
+    if spec.method.routing == "released":
+        evaluation = replace(evaluation, alarms=(*evaluation.alarms, NEIGHBOURS))
     _save(prepared, directory.adapter)
     write_jsonl(directory.metrics, fitted.history)
     write_jsonl(directory.predictions, predictions_as_rows(prepared.task, evaluation.predictions))

@@ -74,6 +74,10 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         for container in (self.smop_prompts, self.smop_routers, self.smop_steps):
             if adapter_name in container and container[adapter_name].device.type != "meta":
                 container[adapter_name] = container[adapter_name].to(device)
+        if adapter_name in self.smop_networks:
+            network = self.smop_networks[adapter_name]
+            if not any(p.is_meta for p in network.parameters()):
+                network.to(device)
 
     def add_adapter(
         self,
@@ -119,7 +123,7 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         """An adapter's soft prompts in fp32."""
         # .float(): a caller may have cast the whole model
         stored = self.smop_prompts[name].float()
-        return self.smop_networks[name].float()(stored) if name in self.smop_networks else stored
+        return self.smop_networks[name](stored) if name in self.smop_networks else stored
 
     def length(self, name: str) -> int:
         """The number of virtual tokens of one prompt of the adapter, l."""

@@ -20,7 +20,7 @@ from peft_smop.tuner.initialisation import Start, initial_prompts, initial_route
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.losses import Penalties
 from peft_smop.tuner.parameterisation import PARAMETERISATIONS
-from peft_smop.tuner.routing import Fixed
+from peft_smop.tuner.routing import Fixed, Forced
 from peft_smop.tuner.rows import BASE, Routes
 
 CHILD = "smop"
@@ -79,15 +79,22 @@ class SMoPModel(BaseTuner):
             adapter_name: the adapter; the active one by default.
 
         Raises:
-            ConfigError: there is no such adapter or prompt, or the adapter has no router.
+            ConfigError: there is no such adapter or prompt, the adapter has no router, or none is
+                named and not one is active.
         """
-        name = adapter_name or self.active_adapter
+        active = self.active_adapters
+        if adapter_name is None and len(active) != 1:
+            raise ConfigError(
+                f"{len(active)} adapters are active ({', '.join(active)}); name the one whose"
+                " prompt is to be forced"
+            )
+        name = adapter_name or active[0]
         layer = self.smop_layer
         if name not in layer.smop_routers:
             raise ConfigError(f"adapter {name!r} has no router whose choice could be forced")
-        forced, before = Fixed(fixed_prompt=index), layer.strategies[name]
-        forced.check(layer.smop_routers[name].shape[1])
-        layer.strategies[name] = forced
+        Fixed(fixed_prompt=index).check(layer.smop_routers[name].shape[1])
+        before = layer.strategies[name]
+        layer.strategies[name] = Forced(own=before, prompt=index)
         try:
             yield
         finally:
@@ -158,6 +165,10 @@ class SMoPModel(BaseTuner):
         }
         start = Start(config, backbone.embedding, special, getattr(model, "name_or_path", None))
         strategy = config.strategy()
+        if config.rank is not None and config.rank > start.width:
+            raise ConfigError(
+                f"rank={config.rank} exceeds the embedding's width {start.width}; lower rank"
+            )
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             prompts = initial_prompts(start)
             router = initial_router(start) if strategy.has_router else None
@@ -165,6 +176,7 @@ class SMoPModel(BaseTuner):
             stored, network = PARAMETERISATIONS[config.parameterisation].of(
                 prompts, size, start.generator
             )
+            self._check_name(name, network)
             self.smop_layer.add_adapter(
                 name,
                 prompts=stored,
@@ -178,6 +190,19 @@ class SMoPModel(BaseTuner):
             self._hooks.context_adapters.add(name)
         else:
             self._hooks.context_adapters.discard(name)
+
+    def _check_name(self, name: str, network: nn.Module | None) -> None:
+        """Refuse names by which PEFT, saving an adapter, would leave out parts of its network."""
+        networks = dict(self.smop_layer.smop_networks.items())
+        networks |= {} if network is None else {name: network}
+        for adapter, other in networks.items():
+            parts = {part for key, _ in other.named_parameters() for part in key.split(".")}
+            clash = parts & (set(self.peft_config) | {name}) - {adapter}
+            if clash:
+                raise ConfigError(
+                    f"an adapter cannot be named {min(clash)!r} beside {adapter!r}, whose network"
+                    " has a part of that name; choose another name"
+                )
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Nothing to mark: the backbone was frozen at injection, adapters manage themselves."""
@@ -289,6 +314,15 @@ class SMoPModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """Only our tensors: a backbone may carry another tuner's."""
         return {key: value for key, value in state_dict.items() if f"{CHILD}.{cls.prefix}" in key}
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """The name follows our attribute; PEFT would miss it before the parts of a network."""
+        before, mark, after = key.partition(f"{CHILD}.{cls.prefix}")
+        attribute, _, rest = after.partition(".")
+        if not mark or not f"{rest}.".startswith(f"{adapter_name}."):
+            return super()._remove_adapter_name_from_key(key, adapter_name)
+        return before + mark + attribute + rest.removeprefix(adapter_name)
 
 
 def _rows_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:

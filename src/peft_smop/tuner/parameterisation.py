@@ -49,7 +49,8 @@ class Residual(nn.Module):
 
     def forward(self, stored: Float[Tensor, "k l e"]) -> Float[Tensor, "k l e"]:
         """The prompts."""
-        return stored + self.norm(self.up(torch.relu(self.down(stored))))
+        hidden = torch.relu(_linear(self.down, stored))
+        return stored + _normalised(self.norm, _linear(self.up, hidden))
 
     @classmethod
     def of(
@@ -76,7 +77,7 @@ class LowRank(nn.Module):
 
     def forward(self, stored: Float[Tensor, "k l r"]) -> Float[Tensor, "k l e"]:
         """The prompts."""
-        return stored @ self.basis
+        return stored @ self.basis.float()
 
     @classmethod
     def of(
@@ -118,6 +119,16 @@ def put_together(
     residual.load_state_dict(dict(network))
     with torch.no_grad():
         return residual(stored.float())
+
+
+# in fp32 though a caller may have cast the whole model, as the layer does with stored prompts
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return nn.functional.linear(x, layer.weight.float(), layer.bias.float())
+
+
+def _normalised(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    shape = norm.normalized_shape
+    return nn.functional.layer_norm(x, shape, norm.weight.float(), norm.bias.float(), norm.eps)
 
 
 def _seeded_linear(

@@ -310,6 +310,28 @@ class Released(RoutingStrategy):
         return Routing(indices, probabilities.expand(b, b), logits)
 
 
+@dataclass(frozen=True)
+class Forced(RoutingStrategy):
+    """w_c P_j with j forced and w_c the weight that the row's own strategy gives its choice c.
+
+    No strategy to train by: `SMoPModel.forced_prompt` puts it over an adapter's own for a while.
+    """
+
+    own: RoutingStrategy
+    prompt: int
+
+    @property
+    def is_annealed(self) -> bool:
+        """Whether the own strategy is."""
+        return self.own.is_annealed
+
+    def __call__(self, logits: Float[Tensor, "b k"], state: RowState) -> Routing:
+        """Decide for every row by itself."""
+        routing = self.own(logits, state)
+        indices = torch.full_like(routing.indices[:, :1], self.prompt)
+        return Routing(indices, routing.weights[:, :1], routing.logits)
+
+
 STRATEGIES: dict[str, type[RoutingStrategy]] = {
     "linear": Linear,
     "gumbel": Gumbel,

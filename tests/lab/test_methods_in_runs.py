@@ -1,0 +1,175 @@
+"""Every method through a whole run on the packaged model, and through an interruption."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from peft_smop.errors import ConfigError
+from peft_smop.lab import RunSpec, load_trained, run, variants
+from peft_smop.scoring import predict
+from peft_smop.tasks import load_task
+from peft_smop.training.callbacks import Revival, StepClock
+from peft_smop.training.trainer import ScoringTrainer
+
+
+@pytest.fixture(scope="session")
+def small_medley(tmp_path_factory):
+    """A hundred rows of the generated task, as a task of one's own."""
+    folder = tmp_path_factory.mktemp("small")
+    task, split = load_task("medley")
+    rows = [
+        {"text": example.text, "label": task.labels[example.label]} for example in split.train[:100]
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    present = {row["label"] for row in rows}
+    labels = {
+        label: word
+        for label, word in zip(task.labels, task.verbalizers, strict=True)
+        if label in present
+    }
+    definition = {"name": "small", "template": "{text}", "labels": labels, "data": "rows.jsonl"}
+    (folder / "small.yaml").write_text(yaml.safe_dump(definition))
+    return folder / "small.yaml"
+
+
+def spec(task, name, **training):
+    one = variants()[name]
+    quick = {"max_steps": 6, "eval_steps": 3, "batch_size": 8}
+    return RunSpec.of(
+        {
+            "task": str(task),
+            "model": "embedded",
+            "method": one.method,
+            "training": {**quick, **one.training, **training},
+        }
+    )
+
+
+@pytest.mark.parametrize("name", variants())
+def test_every_variant_trains_tests_saves_and_loads_on_the_packaged_model(
+    small_medley, tmp_path, name
+):
+    result = run(spec(small_medley, name), tmp_path / "run")
+    assert result["training"]["steps"] == 6
+    assert result["cost"]["training_gflops_per_example"] > 0
+    trained = load_trained(tmp_path / "run")
+    _, split = load_task(small_medley)
+    found = predict(trained.model, trained.formulation, split.test)
+    lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    assert [trained.task.labels[p.label] for p in found] == [
+        json.loads(line)["prediction"] for line in lines
+    ]
+
+
+def killed_after(monkeypatch, step):
+    """Let training die in the step after this one."""
+    original = ScoringTrainer.training_step
+
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(ScoringTrainer, "training_step", dies)
+
+
+RESUMED = ["p-tuning-5", "prefix-tuning-20", "lora-1", "houlsby-8", "ia3", "full", "smop-residual"]
+RESUMED += ["smop-low-rank", "smop-stochastic", "smop-annealed", "smop-revival", "smop-two-rates"]
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_killed_and_resumed_run_of_any_method_ends_as_one_never_killed(
+    small_medley, tmp_path, monkeypatch, name
+):
+    wanted = spec(small_medley, name, max_steps=9)
+    whole = run(wanted, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        killed_after(patched, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(wanted, tmp_path / "killed")
+    resumed = run(wanted, tmp_path / "killed", resume=True)
+    assert resumed["training"]["resumed"]
+    one, other = (
+        load_file(next((tmp_path / d / "adapter").glob("*.safetensors")))
+        for d in ("whole", "killed")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert whole["test"] == resumed["test"]
+
+
+def test_parts_of_an_adapter_have_learning_rates_of_their_own(small_medley, tmp_path, monkeypatch):
+    seen = {}
+    original = ScoringTrainer.create_optimizer
+
+    def remembered(self, *args, **kwargs):
+        optimizer = original(self, *args, **kwargs)
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                seen[names[id(p)].split("smop.")[1]] = group["lr"]
+        return optimizer
+
+    monkeypatch.setattr(ScoringTrainer, "create_optimizer", remembered)
+    wanted = spec(small_medley, "smop-residual", router_learning_rate=0.02, warmup_ratio=0.0)
+    run(wanted, tmp_path / "run")
+    assert seen["smop_prompts.default"] == 0.5
+    assert seen["smop_routers.default"] == 0.02
+    networks = {rate for name, rate in seen.items() if name.startswith("smop_networks")}
+    assert networks == {0.001}
+
+
+def test_a_dead_prompt_is_revived_before_the_step_after_the_evaluation_that_found_it(
+    small_medley, tmp_path, monkeypatch
+):
+    revived = []
+    original = Revival.on_step_begin
+
+    def watched(self, args, state, control, **kwargs):
+        before = self.revived
+        original(self, args, state, control, **kwargs)
+        if self.revived > before:
+            revived.append(state.global_step)
+
+    monkeypatch.setattr(Revival, "on_step_begin", watched)
+    fit = __import__("peft_smop.training.fit", fromlist=["fit"])
+    evaluate = fit.evaluate
+    monkeypatch.setattr(
+        fit, "evaluate", lambda *a, **k: replace(evaluate(*a, **k), load=(0.9, 0.1, 0.0, 0.0))
+    )
+    run(spec(small_medley, "smop-revival", max_steps=7), tmp_path / "run")
+    assert revived == [3, 6]
+
+
+def test_revival_is_refused_where_there_is_no_router(small_medley, tmp_path):
+    for name in ("single", "smop-uniform", "smop-hashed", "lora-8"):
+        with pytest.raises(
+            ConfigError, match="revive_dead_prompts=True needs a method with a router"
+        ):
+            run(spec(small_medley, name, revive_dead_prompts=True), tmp_path / name)
+
+
+def test_the_released_routing_says_that_rows_are_not_independent(small_medley, tmp_path):
+    result = run(spec(small_medley, "smop-released"), tmp_path / "run")
+    assert any("depend on the other rows" in alarm for alarm in result["test"]["alarms"])
+    plain = run(spec(small_medley, "smop"), tmp_path / "plain")
+    assert not any("depend on" in alarm for alarm in plain["test"]["alarms"])
+
+
+def test_the_clock_leaves_evaluations_and_the_first_steps_out(monkeypatch):
+    from types import SimpleNamespace
+
+    now = iter([0.0, 10.0, 12.0, 14.0, 17.0, 100.0, 103.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock, step = StepClock(), SimpleNamespace(should_evaluate=False, should_save=False)
+    ends = SimpleNamespace(should_evaluate=True, should_save=False)
+    for control in (step, step, step, step, ends, step, step):
+        clock.on_step_end(None, None, control)
+    # 10, 2 and 2 are warm-up; 83 holds an evaluation
+    assert clock.seconds == [10.0, 2.0, 2.0, 3.0, 3.0]
+    assert clock.seconds_per_step == 3.0
+    assert StepClock().seconds_per_step is None
