@@ -73,7 +73,57 @@ def switches(name):
             assert_close(run(**batch(kind)).logits, kind.model()(**batch(kind)).logits, **CLOSE)
 
 
+# strategies and parameterisations are independent of each other, so one graph shows two of them
+OTHER_WAYS = {
+    "gumbel with penalties, residual": {
+        "routing": "gumbel",
+        "final_temperature": 0.5,
+        "annealing_steps": 4,
+        "load_balancing": 0.5,
+        "z_loss": 0.5,
+        "parameterisation": "residual",
+        "hidden_size": 6,
+    },
+    "top-2, low-rank": {"top_k": 2, "parameterisation": "low-rank", "rank": 6},
+    "hashed": {"routing": "hashed"},
+}
+
+
+def other_way(what):
+    """Training with the loss that the model returns, twice over one graph."""
+    kind = KINDS["t5"]
+    eager, model = (without_dropout(adapted(kind, **OTHER_WAYS[what])).train() for _ in range(2))
+    run = compiled(model)
+    for seed, stance in ((1, "default"), (2, "fail_on_recompile")):
+        made = batch(kind, seed=seed)
+        expected = eager(**made)
+        with torch.compiler.set_stance(stance):
+            found = run(**made)
+        assert_close(found.loss, expected.loss, **CLOSE)
+        assert_close(found.logits, expected.logits, **CLOSE)
+        assert torch.equal(model.last_routes.indices, eager.last_routes.indices)
+        for each, output in ((eager, expected), (model, found)):
+            each.zero_grad()
+            output.loss.backward()
+        others = dict(eager.named_parameters())
+        for key, p in model.named_parameters():
+            assert (p.grad is None) == (others[key].grad is None)
+            if p.grad is not None:
+                assert_close(p.grad, others[key].grad, rtol=1e-3, atol=1e-4)
+
+
+def two_passes():
+    """Stochastic routing with its divergence: the second pass, too, is compiled."""
+    kind = KINDS["t5"]
+    made = batch(kind)
+    eager, model = (without_dropout(adapted(kind, routing="stochastic")).train() for _ in range(2))
+    assert_close(compiled(model)(**made).loss, eager(**made).loss, **CLOSE)
+    assert model.smop_layer.smop_steps["default"].item() == 2
+
+
 CASES = {
+    **{what: (lambda w=what: other_way(w)) for what in OTHER_WAYS},
+    "two passes": two_passes,
     **{
         f"{name}, {'training' if training else 'evaluation'}, {'mixed' if mixed else 'one'}": (
             lambda n=name, t=training, m=mixed: equals_eager(n, training=t, mixed=m)

@@ -16,6 +16,7 @@ EQUAL = [
     for mode in ("evaluation", "training")
     for rows in ("one", "mixed")
 ]
+OTHER_WAYS = ("gumbel with penalties, residual", "top-2, low-rank", "hashed", "two passes")
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +38,8 @@ def test_one_graph_gives_what_the_eager_model_gives_with_the_same_noise(case, ou
 
 def test_adapters_may_be_switched_and_disabled_between_compiled_calls(outcomes):
     assert outcomes["switching"] == "fine"
+
+
+@pytest.mark.parametrize("case", OTHER_WAYS)
+def test_other_strategies_losses_and_parameterisations_train_in_one_graph_as_well(case, outcomes):
+    assert outcomes[case] == "fine"

@@ -341,7 +341,7 @@ def drawn_logits(name, model, made, i, *, step, rank, adapter="default", seed=0)
     kind, bare = KINDS[name], KINDS[name].model()
     prompts = model.smop_layer.smop_prompts[adapter].detach()
     key = row_keys(torch.tensor([seed]), torch.tensor([step]), torch.tensor([rank]))
-    own = {k: v for k, v in row(without_labels(name, made), i).items()}
+    own = row(without_labels(name, made), i)
     if name == "t5":
         own["labels"] = made["labels"][i : i + 1]
     x = bare.get_input_embeddings()(own["input_ids"])

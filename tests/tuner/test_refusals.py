@@ -11,8 +11,9 @@ from torch import nn
 
 from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError, SMoPError
-from peft_smop.tuner.model import SMoPModel
 from peft_smop.registration import extend_peft_types, register
+from peft_smop.tuner.model import SMoPModel
+from peft_smop.tuner.routing import STRATEGIES
 from tiny import KINDS, adapted, batch
 
 REFUSED = {
@@ -38,6 +39,106 @@ REFUSED = {
     "no spread": ({"init": "normal", "init_std": 0.0}, "init_std=0.0 must be above 0"),
     "no number as spread": ({"init": "normal", "init_std": float("nan")}, "init_std=nan"),
     "a newer format": ({"format_version": 2}, "format_version=2 is newer .* upgrade peft-smop"),
+    "a misspelt parameterisation": (
+        {"parameterisation": "residul"},
+        "unknown parameterisation 'residul'; did you mean residual",
+    ),
+    "more prompts than there are": (
+        {"top_k": 5},
+        "top_k=5 exceeds num_prompts=4; lower top_k",
+    ),
+    "no prompt chosen": ({"top_k": 0}, "top_k=0 must be at least 1"),
+    "several prompts of gumbel": (
+        {"routing": "gumbel", "top_k": 2},
+        "top_k=2 contradicts routing='gumbel': it is an option of linear; leave top_k out",
+    ),
+    "noise on a random choice": (
+        {"routing": "stochastic", "perturbation": True},
+        "perturbation=True contradicts routing='stochastic': .* linear, released; leave",
+    ),
+    "a temperature without a softmax": (
+        {"routing": "uniform", "temperature": 2.0},
+        "temperature=2.0 contradicts routing='uniform': .* linear, gumbel; leave",
+    ),
+    "consistency of a choice": (
+        {"consistency": 1.0},
+        "consistency=1.0 contradicts routing='linear': it is an option of stochastic",
+    ),
+    "negative consistency": (
+        {"routing": "stochastic", "consistency": -1.0},
+        "consistency=-1.0 must be at least 0",
+    ),
+    "a fixed prompt that is not there": (
+        {"routing": "fixed", "fixed_prompt": 4},
+        "fixed_prompt=4 is not one of num_prompts=4; choose 0 to 3",
+    ),
+    "a fixed prompt below the first": (
+        {"routing": "fixed", "fixed_prompt": -1},
+        "fixed_prompt=-1 is not one of num_prompts=4; choose 0 to 3",
+    ),
+    "a fixed prompt of a choice": (
+        {"fixed_prompt": 0},
+        "fixed_prompt=0 contradicts routing='linear': it is an option of fixed; leave",
+    ),
+    "dropout and noise": (
+        {"router_dropout": 0.2, "perturbation": True},
+        "router_dropout=0.2 stands in for the perturbation; set perturbation=False",
+    ),
+    "dropout and the noise of the default": (
+        {"router_dropout": 0.2},
+        "router_dropout=0.2 stands in for the perturbation; set perturbation=False",
+    ),
+    "dropout of everything": (
+        {"router_dropout": 1.0, "perturbation": False},
+        r"router_dropout=1.0 must be in \[0, 1\)",
+    ),
+    "an end without a way": (
+        {"final_temperature": 0.5},
+        "final_temperature=0.5 and annealing_steps=None belong together; give both or neither",
+    ),
+    "a way without an end": (
+        {"routing": "gumbel", "annealing_steps": 10},
+        "final_temperature=None and annealing_steps=10 belong together",
+    ),
+    "a temperature of zero": ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+    "no number as temperature": ({"temperature": float("nan")}, "temperature=nan must be above 0"),
+    "an end of zero": (
+        {"final_temperature": 0.0, "annealing_steps": 5},
+        "final_temperature=0.0 must be above 0",
+    ),
+    "no way to go": (
+        {"final_temperature": 0.5, "annealing_steps": 0},
+        "annealing_steps=0 must be above 0",
+    ),
+    "balance of one prompt": (
+        {"routing": "single", "load_balancing": 0.1},
+        "load_balancing=0.1 contradicts routing='single', which has no router; leave",
+    ),
+    "logits that are not there": (
+        {"routing": "uniform", "z_loss": 0.1},
+        "z_loss=0.1 contradicts routing='uniform', which has no router; leave z_loss out",
+    ),
+    "a negative balance": ({"load_balancing": -0.1}, "load_balancing=-0.1 must be at least 0"),
+    "a negative z-loss": ({"z_loss": -1.0}, "z_loss=-1.0 must be at least 0"),
+    "no number as weight": ({"z_loss": float("nan")}, "z_loss=nan must be at least 0"),
+    "the rank of a network": (
+        {"parameterisation": "residual", "rank": 4},
+        "rank=4 contradicts parameterisation='residual'; leave rank out",
+    ),
+    "the rank of the prompts": ({"rank": 4}, "rank=4 contradicts parameterisation='direct'"),
+    "a network of a basis": (
+        {"parameterisation": "low-rank", "hidden_size": 8},
+        "hidden_size=8 contradicts parameterisation='low-rank'",
+    ),
+    "a rank beyond the tokens": (
+        {"parameterisation": "low-rank", "rank": 21},
+        "rank=21 exceeds the 20 virtual tokens of all prompts; lower rank",
+    ),
+    "no rank": ({"parameterisation": "low-rank", "rank": 0}, "rank=0 must be at least 1"),
+    "no hidden unit": (
+        {"parameterisation": "residual", "hidden_size": 0},
+        "hidden_size=0 must be at least 1",
+    ),
 }
 
 
@@ -59,6 +160,19 @@ WRONGLY_TYPED = {
     "format_version": ("1", "format_version='1'"),
     "init_text": (3, "init_text"),
     "seed": (None, "seed=None"),
+    "perturbation": (1, "perturbation=1 must be true or false"),
+    "top_k": (2.0, "top_k=2.0 must be a whole number"),
+    "router_dropout": ("0.2", "router_dropout='0.2' must be a number"),
+    "temperature": (True, "temperature=True must be a number"),
+    "final_temperature": ("0.5", "final_temperature='0.5' must be a number"),
+    "annealing_steps": (10.5, "annealing_steps=10.5 must be a whole number"),
+    "consistency": ("much", "consistency='much' must be a number"),
+    "fixed_prompt": ("first", "fixed_prompt='first' must be a whole number"),
+    "load_balancing": (None, "load_balancing=None must be a number"),
+    "z_loss": ("0", "z_loss='0' must be a number"),
+    "parameterisation": (None, "parameterisation=None must be a text"),
+    "hidden_size": (6.0, "hidden_size=6.0 must be a whole number"),
+    "rank": ("8", "rank='8' must be a whole number"),
 }
 
 
@@ -114,6 +228,17 @@ def test_defaults_are_the_paper_s():
     assert (single.num_prompts, single.perturbation) == (1, False)
     # nothing to perturb is no contradiction
     assert SMoPConfig(routing="single", num_prompts=1, perturbation=False).num_prompts == 1
+
+
+@pytest.mark.parametrize("routing", STRATEGIES)
+def test_nothing_to_perturb_contradicts_no_strategy(routing):
+    assert SMoPConfig(routing=routing, perturbation=False).perturbation is False
+    assert SMoPConfig(routing=routing).perturbation is (routing in ("linear", "released"))
+
+
+@pytest.mark.parametrize("routing", ["linear", "gumbel", "fixed", "released"])
+def test_losses_on_the_routing_go_with_every_router(routing):
+    SMoPConfig(routing=routing, load_balancing=0.1, z_loss=0.1)
 
 
 def test_what_is_no_transformers_model_is_refused():

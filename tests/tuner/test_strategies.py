@@ -347,7 +347,7 @@ def test_released_is_the_sum_of_the_batch_s_choices_times_the_row_s_probability(
 
 
 def test_released_by_hand():
-    """p = (1/2, 1/3, 1/6) chooses P_1; p = (1/6, 1/3, 1/2) chooses P_3: each gets half their sum."""
+    """p = (1/2, 1/3, 1/6) chooses P_1, p = (1/6, 1/3, 1/2) P_3: each gets half their sum."""
     router = torch.tensor([[LN3, LN2, 0.0], [0.0, LN2, LN3]])
     made = layer(Released(), router=router)
     found = made.soft_prompts(torch.eye(2), all_rows(2))
