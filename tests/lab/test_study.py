@@ -93,6 +93,7 @@ def test_the_comparison_holds_the_others_against_the_first(toy_task, saved_model
     assert (first.trainable, single.trainable) == (4 * 5 * 32 + 32 * 4, 5 * 32)
     for row in (single, uniform):
         assert row.difference.points == pytest.approx(row.mean - first.mean)
+        assert row.wins == sum(a > b for a, b in zip(row.scores, first.scores, strict=True))
         assert row.difference.words in ("better", "worse", "not significant")
     assert first.seconds_per_100_steps is None or first.seconds_per_100_steps > 0
     assert first.training_gflops_per_example > 0

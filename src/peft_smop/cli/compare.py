@@ -22,8 +22,10 @@ DEFINITIONS = (
     "score: mean ± standard deviation over seeds, on the test examples, once, by the state that"
     " validation chose",
     "difference: to the first method, in points, 95 % interval of a paired bootstrap over examples"
-    " (all seeds of an example together); the verdict is at 5 %, corrected for the number of"
-    " methods (Holm)",
+    " (all seeds of an example together); p is corrected for the number of methods (Holm), the"
+    " verdict is at 5 %",
+    "won: the seeds in which it scored higher than the first; the verdict speaks of THESE trained"
+    " models, and where seeds disagree others may come out otherwise",
     "trained: parameters that are trained and read, and those allocated where PEFT allocates more;"
     " %: of all parameters",
     "s/100: seconds of 100 training steps, median over steps and seeds, evaluation left out",
@@ -168,12 +170,16 @@ def _table(*columns: str) -> Table:
 
 
 def _scores(rows: Sequence[Row]) -> Table:
-    table = _table("method", rows[0].metric, "difference", "95 %", "p", "verdict", "validation")
+    table = _table(
+        "method", rows[0].metric, "difference", "95 %", "p", "won", "verdict", "validation"
+    )
     for row in rows:
         d = row.difference
-        compared = ("", "", "", "the first")
+        compared = ("", "", "", "", "the first")
         if d is not None:
-            compared = (f"{d.points:+.1f}", f"{d.low:+.1f} to {d.high:+.1f}", f"{d.p:.3f}", d.words)
+            interval = f"{d.low:+.1f} to {d.high:+.1f}"
+            won = f"{row.wins} of {len(row.scores)}"
+            compared = (f"{d.points:+.1f}", interval, f"{d.p:.3f}", won, d.words)
         validation = sum(row.validation) / len(row.validation)
         table.add_row(row.name, row.spread, *compared, f"{validation:.1f}")
     return table

@@ -39,6 +39,8 @@ class Row:
     """What was noticed, with the number of seeds in which it was."""
     difference: Difference | None = None
     """Against the first method, its p-value corrected for the number of methods."""
+    wins: int | None = None
+    """In how many seeds it scored higher than the first method."""
 
     @property
     def mean(self) -> float:
@@ -76,7 +78,11 @@ def compare(groups: Mapping[str, Sequence[Path]]) -> list[Row]:
     return [
         rows[0],
         *(
-            replace(row, difference=replace(difference, p=p))
+            replace(
+                row,
+                difference=replace(difference, p=p),
+                wins=sum(a > b for a, b in zip(row.scores, rows[0].scores, strict=True)),
+            )
             for row, difference, p in zip(rows[1:], found, corrected, strict=True)
         ),
     ]
