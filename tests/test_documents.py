@@ -58,7 +58,7 @@ def test_a_command_line_in_the_documents_is_understood(line):
     ]:
         arguments.append("somewhere")
     context = command.make_context(name, arguments)
-    assert context.params
+    assert context.command is command
 
 
 def test_links_between_documents_lead_somewhere():
