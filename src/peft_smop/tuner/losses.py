@@ -17,7 +17,8 @@ def load_balancing_loss(routing: Routing) -> Float[Tensor, ""]:
     1 when both are uniform, k when one prompt takes everything (Fedus et al., 2022, eq. 4).
     """
     k = routing.logits.shape[1]
-    first = torch.nn.functional.one_hot(routing.indices[:, 0], k)
+    # the router's own first choice, also where a strategy overrules it
+    first = torch.nn.functional.one_hot(routing.logits.argmax(dim=-1), k)
     load = first.float().mean(dim=0)
     importance = routing.logits.softmax(dim=-1).mean(dim=0)
     return k * (load * importance).sum()
