@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedTokenizerFast,
 )
 
 from peft_smop import SMoPConfig
@@ -72,6 +73,42 @@ def test_a_decoder_s_score_is_minus_its_own_summed_loss_on_the_answer(saved_mode
             with torch.no_grad():
                 loss = model(input_ids=torch.tensor([context + answer]), labels=labels).loss
             assert_close(value, -(loss * len(answer)).item(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapt", ["smop", "lora", "nothing"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3", "gpt2", "opt"])
+def test_a_decoder_that_reads_a_text_once_scores_as_if_it_read_it_with_every_label(
+    tmp_path, name, adapt
+):
+    from peft import LoraConfig
+
+    from saved import save
+    from tiny import KINDS
+
+    texts = [example.text for example in EXAMPLES] + ["warm the cold dog answer:"]
+    folder = save(KINDS[name], tmp_path, texts=texts)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(folder).eval()
+    if adapt == "smop":
+        model = get_peft_model(base, SMoPConfig(task_type="CAUSAL_LM"))
+    elif adapt == "lora":
+        config = LoraConfig(
+            task_type="CAUSAL_LM", init_lora_weights=False, fan_in_fan_out=name == "gpt2"
+        )
+        model = get_peft_model(base, config)
+    else:
+        model = base
+    formulation = formulate(TASK, base, tokenizer, task_type="CAUSAL_LM", max_length=40)
+    features = [formulation.encode(example) for example in EXAMPLES]
+    model.eval()
+    with torch.inference_mode():
+        once = formulation.label_scores(model, features)
+        routes = getattr(model, "last_routes", None)
+        whole = formulation._whole_rows(model, features)
+    assert_close(once.log_probabilities, whole.log_probabilities, rtol=1e-4, atol=1e-4)
+    assert (once.repeats, whole.repeats) == (1, 2)
+    if routes is not None:
+        assert torch.equal(routes.indices, model.last_routes.indices[::2])
 
 
 def test_an_encoder_s_scores_are_its_head_s_log_probabilities(saved_models):

@@ -10,13 +10,15 @@ Labels are scored, never generated: every answer is one of the task's labels.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
+from peft import PeftModel, PromptLearningConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
@@ -81,16 +83,23 @@ class Formulation(ABC):
         self.truncated += 1
         return ids[: room - keep_last] + ids[len(ids) - keep_last :]
 
-    def _pad(self, rows: Sequence[Sequence[int]], value: int) -> Int[Tensor, "b n"]:
+    def _pad(
+        self, rows: Sequence[Sequence[int]], value: int, *, side: Literal["left", "right"] = "right"
+    ) -> Int[Tensor, "b n"]:
         length = max(len(row) for row in rows)
-        return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+        slack = [[value] * (length - len(row)) for row in rows]
+        if side == "left":
+            return torch.tensor([[*pad, *row] for pad, row in zip(slack, rows, strict=True)])
+        return torch.tensor([[*row, *pad] for pad, row in zip(slack, rows, strict=True)])
 
-    def _inputs(self, features: Sequence[Features]) -> dict[str, Tensor]:
+    def _inputs(
+        self, features: Sequence[Features], *, side: Literal["left", "right"] = "right"
+    ) -> dict[str, Tensor]:
         rows = [f["input_ids"] for f in features]
         padding = self.tokenizer.pad_token_id
         return {
-            "input_ids": self._pad(rows, 0 if padding is None else padding),
-            "attention_mask": self._pad([[1] * len(row) for row in rows], 0),
+            "input_ids": self._pad(rows, 0 if padding is None else padding, side=side),
+            "attention_mask": self._pad([[1] * len(row) for row in rows], 0, side=side),
         }
 
 
@@ -196,6 +205,36 @@ class Continuation(Formulation):
         return {**batch, "labels": self._pad(labels, IGNORED_LABEL)}
 
     def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
+        """Read every text once, then continue its cache with each label: b·m short rows."""
+        if _splices_anew(model):
+            return self._whole_rows(model, features)
+        device = next(model.parameters()).device
+        rows, count = len(features), len(self._answers)
+        contexts = _on(device, self._inputs(features, side="left"))
+        # counted from the first token, wherever padding puts it
+        positions = (contexts["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        # the head is large, and of a text only its last token's verdict is looked at
+        last_only = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
+        read = model(**contexts, position_ids=positions, use_cache=True, **last_only)
+        cache = read.past_key_values
+        cache.batch_repeat_interleave(count)
+        answers = self._pad(self._answers, IGNORED_LABEL).to(device).repeat(rows, 1)
+        mask = contexts["attention_mask"].repeat_interleave(count, dim=0)
+        length = answers.shape[1] - 1
+        logits = read.logits[:, -1:].repeat_interleave(count, dim=0)
+        if length:
+            last = positions[:, -1:].repeat_interleave(count, dim=0)
+            continued = model(
+                input_ids=answers[:, :-1].clamp(min=0),
+                attention_mask=torch.cat([mask, mask.new_ones(len(mask), length)], dim=1),
+                position_ids=last + torch.arange(1, length + 1, device=device),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = torch.cat([logits, continued.logits], dim=1)
+        return LabelScores(_sequence_scores(logits, answers).view(rows, count), repeats=1)
+
+    def _whole_rows(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
         """One row for every text and label; labels are passed so that routes follow the text."""
         device = next(model.parameters()).device
         pairs = [(f["input_ids"], answer) for f in features for answer in self._answers]
@@ -206,6 +245,18 @@ class Continuation(Formulation):
         scores = _sequence_scores(logits[:, :-1], batch["labels"][:, 1:])
         count = len(self._answers)
         return LabelScores(scores.view(len(features), count), repeats=count)
+
+
+def _takes(model: nn.Module, argument: str) -> bool:
+    """Whether the bare model's forward has a parameter of this name."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return argument in inspect.signature(base.forward).parameters
+
+
+def _splices_anew(model: nn.Module) -> bool:
+    """Whether PEFT puts its virtual tokens before every input, also before one that goes on."""
+    configs = getattr(model, "peft_config", {}).values()
+    return any(isinstance(config, PromptLearningConfig) for config in configs)
 
 
 class Classification(Formulation):
