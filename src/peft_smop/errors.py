@@ -46,6 +46,10 @@ class RunError(SMoPError, RuntimeError):
     """A run that cannot start or go on."""
 
 
+class DivergedError(RunError):
+    """A training whose loss or weights stopped being finite."""
+
+
 class PromptIgnoredError(SMoPError, RuntimeError):
     """A forward pass finished without the soft prompt having been seen by the backbone."""
 

@@ -49,6 +49,8 @@ def test_controls_come_with_a_flag(smop, toy_task, saved_models, tmp_path):
         (("--methods", "smop", "--trials", "4"), "trials=4 exceeds the 3 learning rates"),
         (("--methods", "smop", "--set", "batch_size"), "expected KEY=VALUE"),
         (("--methods", "smop", "--set", "batchsize=3"), "unknown key 'batchsize'"),
+        (("--methods", "smop:lr=abc"), "learning_rate='abc' cannot be"),
+        (("--methods", "single,smop:top_k=9"), "top_k=9 exceeds num_prompts=4"),
         (("--methods", "single:k=2"), "num_prompts=2 is no option of single"),
     ],
 )
@@ -83,3 +85,14 @@ def test_train_takes_a_short_name_and_any_other_option(smop, toy_task, saved_mod
     given = {key: value for key, value in result["method"].items() if value is not None}
     assert given == {"name": "smop", "top_k": 2, "z_loss": 0.001}
     assert "at a learning rate of 0.5" in out
+
+
+def test_training_options_after_a_name_are_the_run_s(smop, toy_task, saved_models, tmp_path):
+    code, _, err = smop(
+        "train", "-t", toy_task, "-m", saved_models["t5"], "-o", tmp_path / "run", "--method",
+        "smop:batch_size=7:weight_decay=0.1:patience=3:max_steps=2:eval_steps=1",
+    )  # fmt: skip
+    assert code == 0, err
+    text = (tmp_path / "run" / "spec.yaml").read_text()
+    for line in ("batch_size: 7", "weight_decay: 0.1", "patience: 3", "max_steps: 2"):
+        assert line in text

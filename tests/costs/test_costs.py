@@ -44,13 +44,23 @@ def test_attention_is_counted():
     assert many / few > (8 + 1) / (4 + 1)
 
 
-def test_the_peak_counts_what_was_there_and_is_gone():
-    with PeakMemory() as memory:
-        block = torch.ones(64 * 2**20 // 4)
-        del block
+def test_the_peak_counts_what_was_there_and_is_gone_inside_its_stretches_only():
+    memory = PeakMemory()
+    assert memory.bytes is None
+    memory.start()
+    block = torch.ones(64 * 2**20 // 4)
+    del block
+    memory.stop()
     if memory.bytes is None:
         pytest.skip("this system does not tell a process's peak memory")
     assert 60 * 2**20 < memory.bytes < 200 * 2**20
-    with PeakMemory() as less:
-        pass
+    before = memory.bytes
+    block = torch.ones(256 * 2**20 // 4)  # between two stretches
+    del block
+    memory.start()
+    memory.stop()
+    assert memory.bytes < before + 32 * 2**20
+    less = PeakMemory()
+    less.start()
+    less.stop()
     assert less.bytes < 32 * 2**20

@@ -1,6 +1,7 @@
 """Every method through a whole run on the packaged model, and through an interruption."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from peft_smop.errors import ConfigError
+from peft_smop.errors import ConfigError, RunError
 from peft_smop.lab import RunSpec, load_trained, run, variants
 from peft_smop.scoring import predict
 from peft_smop.tasks import load_task
-from peft_smop.training.callbacks import Revival, StepClock
+from peft_smop.training.callbacks import Revival, StepMeter
 from peft_smop.training.trainer import ScoringTrainer
 
 
@@ -136,7 +137,7 @@ def test_a_dead_prompt_is_revived_before_the_step_after_the_evaluation_that_foun
             revived.append(state.global_step)
 
     monkeypatch.setattr(Revival, "on_step_begin", watched)
-    fit = __import__("peft_smop.training.fit", fromlist=["fit"])
+    fit = sys.modules["peft_smop.training.fit"]
     evaluate = fit.evaluate
     monkeypatch.setattr(
         fit, "evaluate", lambda *a, **k: replace(evaluate(*a, **k), load=(0.9, 0.1, 0.0, 0.0))
@@ -165,11 +166,69 @@ def test_the_clock_leaves_evaluations_and_the_first_steps_out(monkeypatch):
 
     now = iter([0.0, 10.0, 12.0, 14.0, 17.0, 100.0, 103.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
-    clock, step = StepClock(), SimpleNamespace(should_evaluate=False, should_save=False)
+    meter, step = StepMeter(), SimpleNamespace(should_evaluate=False, should_save=False)
     ends = SimpleNamespace(should_evaluate=True, should_save=False)
     for control in (step, step, step, step, ends, step, step):
-        clock.on_step_end(None, None, control)
+        meter.on_step_end(None, None, control)
     # 10, 2 and 2 are warm-up; 83 holds an evaluation
-    assert clock.seconds == [10.0, 2.0, 2.0, 3.0, 3.0]
-    assert clock.seconds_per_step == 3.0
-    assert StepClock().seconds_per_step is None
+    assert meter.seconds == [10.0, 2.0, 2.0, 3.0, 3.0]
+    assert meter.seconds_per_step == 3.0
+    assert StepMeter().seconds_per_step is None
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("lora-2", "router_learning_rate"),
+        ("single", "router_learning_rate"),
+        ("smop-uniform", "router_learning_rate"),
+        ("smop", "network_learning_rate"),
+        ("full", "network_learning_rate"),
+    ],
+)
+def test_a_learning_rate_for_what_is_not_there_is_refused(small_medley, tmp_path, name, option):
+    with pytest.raises(ConfigError, match=f"{option}=0.1 has nothing to train"):
+        run(spec(small_medley, name, **{option: 0.1}), tmp_path / "run")
+
+
+def test_a_run_interrupted_in_its_test_is_resumed_without_another_step(
+    small_medley, tmp_path, monkeypatch
+):
+    module = sys.modules["peft_smop.lab.run"]
+    wanted = spec(small_medley, "smop", eval_steps=1)
+    whole = run(wanted, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "test_once", lambda prepared: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(wanted, tmp_path / "killed")
+    resumed = run(wanted, tmp_path / "killed", resume=True)
+    assert resumed["training"]["steps"] == whole["training"]["steps"] == 6
+    assert resumed["test"] == whole["test"]
+    # no step was measured, and nothing is made up for it
+    assert resumed["cost"]["peak_memory_mib"] is None
+    assert resumed["cost"]["seconds_per_100_steps"] is None
+
+
+def test_a_cost_that_does_not_fit_into_memory_costs_a_figure_and_not_the_run(
+    small_medley, tmp_path, monkeypatch
+):
+    def too_large(*args):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(sys.modules["peft_smop.lab.run"], "training_flops", too_large)
+    result = run(spec(small_medley, "smop"), tmp_path / "run")
+    assert result["cost"]["training_gflops_per_example"] is None
+
+
+def test_a_finished_run_s_result_is_not_given_for_other_data(small_medley, tmp_path):
+    folder = tmp_path / "task"
+    folder.mkdir()
+    for name in ("small.yaml", "rows.jsonl"):
+        (folder / name).write_text((small_medley.parent / name).read_text())
+    wanted = spec(folder / "small.yaml", "single")
+    first = run(wanted, tmp_path / "run")
+    assert run(wanted, tmp_path / "run", resume=True) == json.loads(json.dumps(first))
+    rows = (folder / "rows.jsonl").read_text().splitlines()
+    (folder / "rows.jsonl").write_text("\n".join(rows[:90]) + "\n")
+    with pytest.raises(RunError, match="not those in"):
+        run(wanted, tmp_path / "run", resume=True)

@@ -1,10 +1,11 @@
 """Methods side by side: equal terms, a log of what was tried, nothing run twice."""
 
 import json
+import sys
 
 import pytest
 
-from peft_smop.errors import ConfigError
+from peft_smop.errors import ConfigError, DivergedError, RunError
 from peft_smop.lab import RunSpec, study, variant
 from peft_smop.report import compare
 
@@ -39,12 +40,16 @@ def test_every_method_gets_every_seed_and_finished_runs_are_not_run_again(
 def test_the_rate_is_chosen_by_validation_on_the_first_seed_and_the_log_says_what_was_tried(
     toy_task, saved_models, tmp_path
 ):
+    rows = (toy_task.parent / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(rows[:50]))
+    (tmp_path / "test.jsonl").write_text("".join(rows[50:]))
+    text = toy_task.read_text().replace("data: rows.jsonl", "train: train.jsonl\ntest: test.jsonl")
+    (tmp_path / "toy.yaml").write_text(text)
     chosen = [variant("smop"), variant("full")]
-    groups = study(
-        common(toy_task, saved_models["t5"]), chosen, seeds=[0, 1], trials=3, output=tmp_path
-    )
+    setting = common(tmp_path / "toy.yaml", saved_models["t5"])
+    groups = study(setting, chosen, seeds=[0, 1], trials=3, output=tmp_path)
     log = json.loads((tmp_path / "search.json").read_text())
-    assert log["trials_each"] == 3
+    assert [len(entry["trials"]) for entry in log["methods"]] == [3, 3]
     assert [entry["method"] for entry in log["methods"]] == ["smop", "full"]
     assert [t["learning_rate"] for t in log["methods"][0]["trials"]] == [0.5, 0.3, 0.1]
     for entry, paths in zip(log["methods"], groups.values(), strict=True):
@@ -97,3 +102,88 @@ def test_the_comparison_holds_the_others_against_the_first(toy_task, saved_model
         assert row.difference.words in ("better", "worse", "not significant")
     assert first.seconds_per_100_steps is None or first.seconds_per_100_steps > 0
     assert first.training_gflops_per_example > 0
+
+
+def test_a_rate_for_all_methods_is_the_only_one_and_leaves_nothing_to_search(
+    toy_task, saved_models, tmp_path
+):
+    setting = common(toy_task, saved_models["t5"])
+    setting["training"] = {**QUICK, "learning_rate": 0.01}
+    groups = study(setting, [variant("smop")], seeds=[0], trials=1, output=tmp_path)
+    assert RunSpec.load(groups["smop"][0] / "spec.yaml").training.learning_rate == 0.01
+    with pytest.raises(ConfigError, match="trials=2 exceeds the 1 learning rates that smop"):
+        study(setting, [variant("smop")], seeds=[0], trials=2, output=tmp_path)
+
+
+def test_a_contradiction_in_the_last_method_is_found_before_the_first_trains(
+    toy_task, saved_models, tmp_path
+):
+    chosen = [variant("single"), variant("smop:top_k=9")]
+    with pytest.raises(ConfigError, match="top_k=9 exceeds num_prompts=4"):
+        study(common(toy_task, saved_models["t5"]), chosen, seeds=[0], trials=1, output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rate_that_diverges_is_logged_and_another_one_is_chosen(
+    toy_task, saved_models, tmp_path, monkeypatch
+):
+    module = sys.modules["peft_smop.lab.study"]
+    original = module.run
+
+    def diverges(spec, *args, **kwargs):
+        if spec.training.learning_rate == 0.5:
+            raise DivergedError("the loss became nan")
+        return original(spec, *args, **kwargs)
+
+    monkeypatch.setattr(module, "run", diverges)
+    study(
+        common(toy_task, saved_models["t5"]), [variant("smop")], seeds=[0], trials=2,
+        output=tmp_path,
+    )  # fmt: skip
+    entry = json.loads((tmp_path / "search.json").read_text())["methods"][0]
+    assert entry["trials"][0] == {
+        "learning_rate": 0.5,
+        "validation": None,
+        "diverged": "the loss became nan",
+    }
+    assert entry["chosen"] == 0.3
+
+    def always(*args, **kwargs):
+        raise DivergedError("the loss became nan")
+
+    monkeypatch.setattr(module, "run", always)
+    with pytest.raises(DivergedError, match="smop diverged at every learning rate"):
+        study(
+            common(toy_task, saved_models["t5"]), [variant("smop")], seeds=[0], trials=2,
+            output=tmp_path,
+        )  # fmt: skip
+
+
+def test_a_search_on_one_seed_is_refused_where_seeds_have_tests_of_their_own(tmp_path):
+    setting = {"task": "medley", "preset": "three-way", "model": "embedded", "training": QUICK}
+    with pytest.raises(ConfigError, match="every seed has test examples of its own"):
+        study(setting, [variant("smop")], seeds=[0, 1], trials=2, output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_search_in_the_same_place_keeps_the_first_one_s_log(
+    toy_task, saved_models, tmp_path
+):
+    setting = common(toy_task, saved_models["t5"])
+    study(setting, [variant("smop"), variant("single")], seeds=[0], trials=1, output=tmp_path)
+    study(setting, [variant("single")], seeds=[0], trials=1, output=tmp_path)
+    study(setting, [variant("single")], seeds=[0], trials=2, output=tmp_path)
+    entries = json.loads((tmp_path / "search.json").read_text())["methods"]
+    assert [(e["method"], len(e["trials"])) for e in entries] == [
+        ("smop", 1),
+        ("single", 1),
+        ("single", 2),
+    ]
+
+
+def test_methods_tested_on_different_examples_are_not_compared(toy_task, saved_models, tmp_path):
+    setting = common(toy_task, saved_models["t5"])
+    one = study(setting, [variant("smop")], seeds=[0], trials=1, output=tmp_path)
+    two = study(setting, [variant("single")], seeds=[1], trials=1, output=tmp_path)
+    with pytest.raises(RunError, match="were not tested on the same examples"):
+        compare(one | two)

@@ -42,6 +42,10 @@ def test_options_follow_the_name():
         ("smop:k", "'k' should be KEY=VALUE"),
         ("smop:k=", "'k=' should be KEY=VALUE"),
         ("smop:name=lora", "unknown option 'name'"),
+        ("smop:k=abc", "num_prompts='abc' cannot be"),
+        ("smop:init_text=12", "init_text=12 cannot be"),
+        ("smop:lr=abc", "learning_rate='abc' cannot be"),
+        ("smop:k=[", r"num_prompts='\[' cannot be"),
     ],
 )
 def test_a_name_that_says_nothing_is_refused(text, message):
@@ -53,8 +57,23 @@ def test_controls_have_the_length_of_one_prompt_and_of_all():
     found = [one.name for one in matched_controls([variant("smop:k=3:l=7"), variant("lora-8")])]
     assert found == ["prompt-tuning:l=7", "prompt-tuning:l=21", "smop:routing=uniform:k=3:l=7"]
     assert not matched_controls([variant("lora-8"), variant("single")])
-    named = [variant("smop"), variant("prompt-tuning-20")]
-    assert [c.name for c in matched_controls(named)] == [
-        "prompt-tuning:l=5",
-        "smop:routing=uniform:k=4:l=5",
-    ]
+    assert not matched_controls([variant("smop:routing=single")])
+
+
+def test_controls_that_are_there_already_are_not_added_under_another_name():
+    named = [variant("smop"), variant("prompt-tuning-20"), variant("smop-uniform")]
+    assert [c.name for c in matched_controls(named)] == ["prompt-tuning:l=5"]
+
+
+def test_controls_share_what_is_not_the_routing():
+    mixture = variant("smop:top_k=2:parameterisation=low-rank:batch_size=8:router_learning_rate=1")
+    short, long, uniform = matched_controls([mixture])
+    assert uniform.method == {
+        "name": "smop",
+        "routing": "uniform",
+        "num_prompts": 4,
+        "num_virtual_tokens": 5,
+        "parameterisation": "low-rank",
+    }
+    for control in (short, long, uniform):
+        assert control.training == {"batch_size": 8}

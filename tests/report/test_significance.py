@@ -69,6 +69,21 @@ def test_other_metrics_are_resampled_as_they_are_defined():
     assert found.words == "better"
 
 
+def test_the_difference_is_the_mean_over_seeds_of_each_seed_s_metric():
+    """Pooling F1 over seeds would weigh a seed by its positive predictions."""
+    truth = [1, 1, 0, 0]
+    predicted = {
+        0: ([1, 1, 1, 1], [1, 1, 0, 0]),  # F1 2/3 -> 1
+        1: ([1, 0, 0, 0], [0, 0, 0, 1]),  # F1 2/3 -> 0
+    }
+    one, two = (
+        {(s, str(i)): (truth[i], predicted[s][which][i]) for s in predicted for i in range(4)}
+        for which in (0, 1)
+    )
+    found = paired_bootstrap(one, two, metric="f1", labels=2)
+    assert found.points == pytest.approx(100 * ((1 - 2 / 3) + (0 - 2 / 3)) / 2)
+
+
 def test_methods_without_a_common_example_cannot_be_compared():
     with pytest.raises(ValueError, match="share no test example"):
         paired_bootstrap(

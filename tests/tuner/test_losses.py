@@ -499,3 +499,19 @@ def test_consistency_needs_a_distribution_over_labels():
                 model(**made)
         else:
             assert model(**made).loss.isfinite()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_penalties_of_an_accumulated_step_weigh_what_they_weigh_in_one(parts):
+    """As transformers' Trainer does it: the step's labels are counted once, losses are added up."""
+    kind = KINDS["llama"]
+    model = adapted(kind, perturbation=False, z_loss=1.0).train()
+    made = batch(kind, rows=4)
+    made = {key: value[:1].expand(4, -1) for key, value in made.items()}  # equal rows
+    made["labels"] = made["input_ids"]
+    total = torch.tensor(4 * (made["labels"].shape[1] - 1))
+    loss = sum(
+        model(**{k: v[i::parts] for k, v in made.items()}, num_items_in_batch=total).loss
+        for i in range(parts)
+    )
+    assert_close(loss, model(**made).loss, rtol=1e-5, atol=1e-6)

@@ -489,3 +489,14 @@ def test_hashes_spread_rows_evenly():
     ids = torch.cat([torch.full((n, 5), 3), torch.arange(n)[:, None]], dim=1)
     shares = torch.bincount(choice(fingerprints(ids, None), k), minlength=k) / n
     assert (shares - 1 / k).abs().max() < 5 * math.sqrt(0.25 * 0.75 / n)
+
+
+def test_no_uniform_draw_is_0_or_1_whatever_the_hash(monkeypatch):
+    from peft_smop.tuner import noise
+
+    for word in (0, 0xFFFFFFFF):
+        monkeypatch.setattr(noise, "_mix", lambda x, word=word: torch.full_like(x, word))
+        drawn = noise.uniform(torch.zeros(2, dtype=torch.int64), 3)
+        assert ((drawn > 0) & (drawn < 1)).all()
+        assert noise.gumbel(torch.zeros(2, dtype=torch.int64), 3).isfinite().all()
+        assert noise.normal(torch.zeros(2, dtype=torch.int64), 3).isfinite().all()

@@ -25,13 +25,15 @@ DEFINITIONS = (
     " (all seeds of an example together); p is corrected for the number of methods (Holm), the"
     " verdict is at 5 %",
     "won: the seeds in which it scored higher than the first; the verdict speaks of THESE trained"
-    " models, and where seeds disagree others may come out otherwise",
+    " models, and where seeds disagree, or there is one, others may come out otherwise",
+    "validation: mean score of the chosen states; lr: learning rate; load: share of the test rows"
+    " that each prompt got, the largest first",
     "trained: parameters that are trained and read, and those allocated where PEFT allocates more;"
     " %: of all parameters",
     "s/100: seconds of 100 training steps, median over steps and seeds, evaluation left out",
-    "MiB: most memory while training; on CUDA all that PyTorch allocated, on the CPU the growth of"
-    " the process, weights left out",
-    "GFLOPs: of forward and backward for one training example of median length, padding included",
+    "MiB: most memory in a training step, median over seeds; on CUDA all that PyTorch allocated, on"
+    " the CPU the growth of the process, weights left out",
+    "GFLOPs: of forward and backward for the training example of median length, without padding",
 )
 
 
@@ -112,7 +114,7 @@ def compare(
     }
     names = [Path(part).name.split(".yaml")[0] for part in (task, model)]
     where = output or Path("runs") / "-".join(["compare", *names])
-    quiet = Console(stderr=True, highlight=False)
+    quiet = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         groups = study(
             common,
@@ -175,11 +177,12 @@ def _scores(rows: Sequence[Row]) -> Table:
     )
     for row in rows:
         d = row.difference
-        compared = ("", "", "", "", "the first")
+        compared = ("", "", "", "", row.verdict)
         if d is not None:
             interval = f"{d.low:+.1f} to {d.high:+.1f}"
             won = f"{row.wins} of {len(row.scores)}"
-            compared = (f"{d.points:+.1f}", interval, f"{d.p:.3f}", won, d.words)
+            p = "<0.001" if d.p < 0.001 else f"{d.p:.3f}"
+            compared = (f"{d.points:+.1f}", interval, p, won, row.verdict)
         validation = sum(row.validation) / len(row.validation)
         table.add_row(row.name, row.spread, *compared, f"{validation:.1f}")
     return table
@@ -196,7 +199,7 @@ def _costs(rows: Sequence[Row]) -> Table:
             f"{row.learning_rate:g}",
             _or_dash(row.seconds_per_100_steps, ".1f"),
             _or_dash(row.peak_memory_mib, ",.0f"),
-            f"{row.training_gflops_per_example:.3g}",
+            _or_dash(row.training_gflops_per_example, ".3g"),
             " ".join(f"{part:.0%}" for part in row.load[:8]) if len(row.load) > 1 else "",
         )
     return table

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.text import Text
 
 from peft_smop.errors import ConfigError
+from peft_smop.lab import typed
 
 
 def typed_options(given: Sequence[str]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def typed_options(given: Sequence[str]) -> dict[str, Any]:
         key, equals, value = option.partition("=")
         if not equals or not key or not value:
             raise ConfigError(f"--set {option}: expected KEY=VALUE")
-        found[key] = yaml.safe_load(value)
+        found[key] = typed(value)
     return found
 
 

@@ -47,30 +47,42 @@ def train(
     init_adapter: Annotated[
         str | None, typer.Option(help="A saved adapter's directory, for --init adapter.")
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Most passes over the training examples.")] = 50,
+    epochs: Annotated[
+        float | None, typer.Option(help="Most passes over the training examples; 50.")
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Most steps; overrides --epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 32,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in a step; 32.")] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option("--learning-rate", "--lr", help="0.5 for prompts, 1e-4 for weights."),
+        typer.Option(
+            "--learning-rate",
+            "--lr",
+            help="By default the method's: 0.5 for prompts, 1e-4 for weights.",
+        ),
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="adafactor or adamw_torch.")] = "adafactor",
-    weight_decay: Annotated[float, typer.Option()] = 1e-5,
-    warmup_ratio: Annotated[float, typer.Option(help="Share of steps to warm up.")] = 0.06,
+    optimizer: Annotated[
+        str | None, typer.Option(help="adafactor, the default, or adamw_torch.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="1e-5 by default.")] = None,
+    warmup_ratio: Annotated[
+        float | None, typer.Option(help="Share of steps to warm up; 0.06.")
+    ] = None,
     schedule: Annotated[
-        str, typer.Option(help="linear, cosine or constant_with_warmup.")
-    ] = "linear",
+        str | None, typer.Option(help="linear, the default, cosine or constant_with_warmup.")
+    ] = None,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
     patience: Annotated[
-        int, typer.Option(help="Stop after so many evaluations without improvement.")
-    ] = 10,
+        int | None, typer.Option(help="Stop after so many evaluations without improvement; 10.")
+    ] = None,
     eval_steps: Annotated[
         int | None, typer.Option(help="Steps between evaluations; once an epoch by default.")
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Longest input in tokens.")] = 512,
-    precision: Annotated[str, typer.Option(help="Of the backbone: auto, fp32 or bf16.")] = "auto",
+    max_length: Annotated[int | None, typer.Option(help="Longest input in tokens; 512.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the backbone: auto, the default, fp32 or bf16.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="How the data are split; see `smop tasks`.")
     ] = None,
@@ -119,7 +131,7 @@ def train(
         "weight_decay": weight_decay,
         "warmup_ratio": warmup_ratio,
         "schedule": schedule,
-        "gradient_checkpointing": gradient_checkpointing,
+        "gradient_checkpointing": gradient_checkpointing or None,
         "patience": patience,
         "eval_steps": eval_steps,
         "max_length": max_length,
@@ -143,7 +155,7 @@ def train(
     spec = RunSpec.of(content)
     where = output or Path("runs") / default_name(spec, chosen.name)
     try:
-        result = run(spec, where, resume=resume, overwrite=overwrite, console=console)
+        result = run(spec, where, resume=resume, overwrite=overwrite, console=console, title=method)
     except KeyboardInterrupt:
         console.print(f"stopped; {where} is kept: the same command with --resume goes on with it")
         raise typer.Exit(130) from None

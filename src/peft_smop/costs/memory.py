@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -16,42 +15,48 @@ _RESET_PEAK = "5"
 
 
 class PeakMemory:
-    """The peak inside a `with` block, in bytes.
+    """The peak between `start` and `stop`, in bytes, over as many stretches as wanted.
 
     On CUDA: what PyTorch had allocated at most, weights included. On the CPU: by how much the
-    resident memory of this process grew at most, which leaves out the weights that were there
-    before. None where the system cannot tell.
+    resident memory of this process grew at most since the first start, which leaves out the weights
+    that were there before.
     """
 
     def __init__(self) -> None:
         self.bytes: int | None = None
+        """None before the first stretch has ended, and where the system cannot tell."""
         self._before: int | None = None
+        self._is_running = False
 
-    def __enter__(self) -> PeakMemory:
-        """Begin."""
-        gc.collect()
+    def start(self) -> None:
+        """Begin a stretch; nothing happens inside one."""
+        if self._is_running:
+            return
+        self._is_running = True
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-            return self
+            return
+        gc.collect()
         _give_back_free_pages()
         try:
             _CLEAR_REFS.write_text(_RESET_PEAK)
-            self._before = _status("VmRSS")
+            if self._before is None:
+                self._before = _status("VmRSS")
         except OSError:
             self._before = None
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End."""
+    def stop(self) -> None:
+        """End the stretch."""
+        if not self._is_running:
+            return
+        self._is_running = False
         if torch.cuda.is_available():
-            self.bytes = torch.cuda.max_memory_allocated()
+            found = torch.cuda.max_memory_allocated()
         elif self._before is not None:
-            self.bytes = max(0, _status("VmHWM") - self._before)
+            found = max(0, _status("VmHWM") - self._before)
+        else:
+            return
+        self.bytes = max(found, self.bytes or 0)
 
 
 def _status(key: str) -> int:

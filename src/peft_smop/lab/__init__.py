@@ -5,7 +5,7 @@ from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
 from peft_smop.lab.study import study
 from peft_smop.lab.trained import Trained, load_trained
-from peft_smop.lab.variants import Variant, matched_controls, variant, variants
+from peft_smop.lab.variants import Variant, matched_controls, typed, variant, variants
 
 __all__ = [
     "RunDirectory",
@@ -21,6 +21,7 @@ __all__ = [
     "run",
     "score_as_dict",
     "study",
+    "typed",
     "variant",
     "variants",
     "write_json",

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 from transformers import set_seed
 
-from peft_smop.costs import PeakMemory, training_flops
+from peft_smop.costs import training_flops
 from peft_smop.errors import ConfigError, RunError
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
@@ -78,7 +78,7 @@ def prepare(spec: RunSpec) -> Prepared:
     Raises:
         SMoPError: anything in the specification is not as it should be.
     """
-    task, split = load_task(spec.task, data=spec.data, preset=spec.preset, seed=spec.seed)
+    task, split = load_task_of(spec)
     configure(spec.method, Setting(TaskType.SEQ_2_SEQ_LM, task.verbalizers, spec.model, spec.seed))
     train = _training_examples(split, spec)
     # heads and PEFT's own prompts start from torch's global generator
@@ -97,6 +97,11 @@ def prepare(spec: RunSpec) -> Prepared:
     )
     model = build(backbone.model, spec.method, setting)
     return Prepared(task, split, train, backbone, model, formulation)
+
+
+def load_task_of(spec: RunSpec) -> tuple[Task, Split]:
+    """A specification's task and data, divided as it says."""
+    return load_task(spec.task, data=spec.data, preset=spec.preset, seed=spec.seed)
 
 
 def put(task: Task, backbone: LoadedBackbone, spec: RunSpec) -> Formulation:
@@ -118,6 +123,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
+    title: str | None = None,
 ) -> dict[str, Any]:
     """Train, choose by validation, test once, save.
 
@@ -127,6 +133,7 @@ def run(
         resume: go on with the unfinished run in `output`; a finished one returns its result.
         overwrite: delete what is in `output` and start again.
         console: where to say how it goes; quiet by default.
+        title: what the run is called there; its method's name by default.
 
     Returns:
         The content of `result.json`.
@@ -140,6 +147,7 @@ def run(
     if resume and directory.spec.is_file():
         _check_same(RunSpec.load(directory.spec), spec, directory)
         if directory.is_finished:
+            _check_same_data(*load_task_of(spec), directory)
             return directory.read_result()
     prepared = prepare(spec)
     train, split = prepared.train, prepared.split
@@ -148,16 +156,17 @@ def run(
     if overwrite:
         directory.clear()
     if resume:
-        _check_same_data(prepared, directory)
+        _check_same_data(prepared.task, prepared.split, directory)
     spec.save(directory.spec)
     write_json(directory.task, asdict(prepared.task))
     write_json(directory.split, prepared.split.record())
 
     resumed = resume and last_complete_checkpoint(directory.checkpoints) is not None
     started = time.monotonic()
-    progress = ProgressBar(console, f"{prepared.task.name} {spec.method.name} seed {spec.seed}")
+    progress = ProgressBar(
+        console, f"{prepared.task.name} {title or spec.method.name} seed {spec.seed}"
+    )
     with ExitStack() as stack:
-        memory = stack.enter_context(PeakMemory())
         stack.callback(progress.close)
         fitted = fit(
             prepared.model,
@@ -185,7 +194,7 @@ def run(
     write_jsonl(directory.predictions, predictions_as_rows(prepared.task, evaluation.predictions))
     result = {
         **_result(spec, prepared, fitted, evaluation, seconds=seconds, resumed=resumed),
-        "cost": _cost(prepared, fitted, memory, spec.training.batch_size),
+        "cost": _cost(prepared, fitted),
         "environment": environment(),
     }
     write_json(directory.result, result)
@@ -222,24 +231,28 @@ def _save(prepared: Prepared, directory: Path) -> None:
         prepared.backbone.tokenizer.save_pretrained(str(directory))
 
 
-def _cost(prepared: Prepared, fitted: Fit, memory: PeakMemory, batch_size: int) -> dict[str, Any]:
+def _cost(prepared: Prepared, fitted: Fit) -> dict[str, Any]:
     """What training took; last of all, as counting takes a step of its own."""
-    formulation = prepared.formulation
-    features = sorted(
-        (formulation.encode(example) for example in prepared.train),
-        key=lambda f: len(f["input_ids"]),
-    )
-    # rows of like length around the median, as batches by length have them
-    middle = max(0, len(features) // 2 - batch_size // 2)
-    rows = features[middle : middle + batch_size]
-    device = next(prepared.model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in formulation.collate(rows).items()}
-    per_step = fitted.seconds_per_step
+    per_step, memory = fitted.seconds_per_step, fitted.peak_memory
     return {
         "seconds_per_100_steps": None if per_step is None else 100 * per_step,
-        "peak_memory_mib": None if memory.bytes is None else memory.bytes / 2**20,
-        "training_gflops_per_example": training_flops(prepared.model, batch) / len(rows) / 1e9,
+        "peak_memory_mib": None if memory is None else memory / 2**20,
+        "training_gflops_per_example": _gflops(prepared),
     }
+
+
+def _gflops(prepared: Prepared) -> float | None:
+    """Of forward and backward for the training example of median length; None if it cannot be."""
+    formulation = prepared.formulation
+    features = [formulation.encode(example) for example in prepared.train]
+    features.sort(key=lambda f: len(f["input_ids"]))
+    device = next(prepared.model.parameters()).device
+    batch = formulation.collate([features[len(features) // 2]])
+    try:
+        on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+        return training_flops(prepared.model, on_device) / 1e9
+    except torch.OutOfMemoryError:
+        return None  # a figure less, but never the run
 
 
 def _check_same(before: RunSpec, now: RunSpec, directory: RunDirectory) -> None:
@@ -247,15 +260,19 @@ def _check_same(before: RunSpec, now: RunSpec, directory: RunDirectory) -> None:
     changed = [key for key in new if new[key] != old[key]]
     if changed:
         key = changed[0]
+        was, wanted = old[key], new[key]
+        if isinstance(was, dict) and isinstance(wanted, dict):
+            key = next(k for k in wanted if wanted[k] != was.get(k))
+            was, wanted = was.get(key), wanted[key]
         raise ConfigError(
-            f"{directory.spec} was started with {key}={old[key]!r}, not {new[key]!r};"
+            f"{directory.spec} was started with {key}={was!r}, not {wanted!r};"
             " resume with the options it was started with, or use --overwrite"
         )
 
 
-def _check_same_data(prepared: Prepared, directory: RunDirectory) -> None:
+def _check_same_data(task: Task, split: Split, directory: RunDirectory) -> None:
     """Refuse to go on with other rows: some of today's test rows may have been trained on."""
-    now = (json.dumps(asdict(prepared.task)), json.dumps(prepared.split.record()))
+    now = (json.dumps(asdict(task)), json.dumps(split.record()))
     for path, content in zip((directory.task, directory.split), now, strict=True):
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(content):
             raise RunError(
@@ -324,6 +341,7 @@ def _result(
             "learning_rate": learning_rate(spec),
             "seconds": round(seconds, 1),
             "resumed": resumed,
+            "revived_prompts": fitted.revived_prompts,
         },
         "parameters": {
             "trainable": parameters.trainable,

@@ -28,6 +28,17 @@ class RunSpec(BaseModel):
     training: TrainingOptions = TrainingOptions()
     seed: int = Field(default=0, ge=0)
 
+    @classmethod
+    def everywhere(cls) -> dict[str, str]:
+        """Every option, and where it is set."""
+        return {
+            **dict.fromkeys(TrainingOptions.model_fields, "the training options"),
+            **dict.fromkeys(
+                MethodSpec.model_fields, "a method: after its name, such as smop:num_prompts=8"
+            ),
+            **dict.fromkeys(cls.model_fields, "the run: use the command's own option"),
+        }
+
     def save(self, path: Path) -> None:
         """Write the spec as YAML."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -62,6 +73,11 @@ class RunSpec(BaseModel):
         except ValidationError as error:
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden" and field.split(".")[-1] in cls.everywhere():
+                raise ConfigError(
+                    f"{place}: {field.split('.')[-1]} cannot be set here: it belongs to"
+                    f" {cls.everywhere()[field.split('.')[-1]]}"
+                ) from error
             if problem["type"] == "extra_forbidden":
                 known = [*cls.model_fields, *MethodSpec.model_fields, *TrainingOptions.model_fields]
                 raise ConfigError(

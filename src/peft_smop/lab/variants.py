@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from peft import PeftConfig, TaskType
 
 from peft_smop.errors import ConfigError, unknown
-from peft_smop.methods import METHODS, MethodSpec, method_of, virtual_tokens
+from peft_smop.lab.spec import RunSpec
+from peft_smop.methods import METHODS, MethodSpec, Setting, configure, method_of
 from peft_smop.training import TrainingOptions
+from peft_smop.tuner import SMoPConfig
 
 FILE = Path(__file__).with_name("variants.yaml")
 SHORT = {"k": "num_prompts", "l": "num_virtual_tokens", "r": "rank", "d": "bottleneck_size"}
 SHORT |= {"lr": "learning_rate"}
+OF_A_ROUTER = ("router_learning_rate", "revive_dead_prompts")
+OF_PROMPTS = ("parameterisation", "hidden_size", "rank", "init", "init_text", "init_adapter")
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def variant(text: str) -> Variant:
         text: such as "smop", "lora-8", "smop:k=10:l=1" or "prompt-tuning-20:lr=0.3".
 
     Raises:
-        ConfigError: the name or an option is unknown, or an option has no value.
+        ConfigError: the name or an option is unknown, or a value cannot be.
     """
     name, *options = text.split(":")
     if name not in variants():
@@ -72,31 +77,68 @@ def variant(text: str) -> Variant:
         if not equals or not value:
             raise ConfigError(f"{text!r}: {option!r} should be KEY=VALUE")
         if key in MethodSpec.model_fields and key != "name":
-            method[key] = yaml.safe_load(value)
+            method[key] = typed(value)
         elif key in TrainingOptions.model_fields:
-            training[key] = yaml.safe_load(value)
+            training[key] = typed(value)
         else:
             known = [*MethodSpec.model_fields, *TrainingOptions.model_fields, *SHORT]
             raise unknown("option", key, known)
+    RunSpec.of({"task": "any", "method": method, "training": training}, place=repr(text))
     return Variant(text, method, training, found.paper)
+
+
+def typed(value: str) -> Any:
+    """A value of its own type: 3, 0.5, true, or the text itself."""
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    return value if isinstance(found, dict | list) else found
+
+
+def check_method(one: Variant) -> PeftConfig | None:
+    """Configure a variant without a model, so that contradictions show before anything runs.
+
+    Raises:
+        ConfigError: its options contradict each other.
+    """
+    return configure(one.spec, Setting(TaskType.SEQ_2_SEQ_LM, ("yes", "no"), "", 0, steps=1))
 
 
 def matched_controls(chosen: Sequence[Variant]) -> list[Variant]:
     """For every mixture among the variants what it must be held against.
 
     Prompt tuning as long as ONE of its prompts (the same cost), prompt tuning as long as ALL of
-    them (the same number of prompt parameters), and the same prompts mixed alike without a router.
+    them (the same number of prompt parameters), and the same prompts mixed alike without a router;
+    each with the mixture's training options, as far as they concern it.
     """
-    wanted: dict[str, Variant] = {}
+    present = [(check_method(one), one.training) for one in chosen]
+    added: list[Variant] = []
     for one in chosen:
-        if one.spec.name != "smop" or one.spec.routing == "uniform":
+        config = check_method(one)
+        if not isinstance(config, SMoPConfig) or config.routing in ("uniform", "single"):
             continue
-        k, l = one.spec.num_prompts or 4, virtual_tokens(one.spec)  # noqa: E741
-        for text in (
-            f"prompt-tuning:l={l}",
-            f"prompt-tuning:l={k * l}",
-            f"smop:routing=uniform:k={k}:l={l}",
+        k, l = config.num_prompts or 1, config.num_virtual_tokens  # noqa: E741
+        training = {key: v for key, v in one.training.items() if key not in OF_A_ROUTER}
+        kept = {key: v for key, v in one.method.items() if key in OF_PROMPTS}
+        rest = "".join(f":{key}={v}" for key, v in training.items())
+        more = "".join(f":{key}={v}" for key, v in kept.items())
+        uniform = {"name": "smop", "routing": "uniform", "num_prompts": k, "num_virtual_tokens": l}
+        for control in (
+            Variant(f"prompt-tuning:l={l}{rest}", _plain(l), _without_network(training)),
+            Variant(f"prompt-tuning:l={k * l}{rest}", _plain(k * l), _without_network(training)),
+            Variant(f"smop:routing=uniform:k={k}:l={l}{more}{rest}", uniform | kept, training),
         ):
-            wanted.setdefault(text, variant(text))
-    present = [one.spec for one in chosen]
-    return [control for control in wanted.values() if control.spec not in present]
+            key = (check_method(control), control.training)
+            if key not in present:
+                present.append(key)
+                added.append(control)
+    return added
+
+
+def _plain(length: int) -> dict[str, Any]:
+    return {"name": "prompt-tuning", "num_virtual_tokens": length}
+
+
+def _without_network(training: dict[str, Any]) -> dict[str, Any]:
+    return {key: v for key, v in training.items() if key != "network_learning_rate"}

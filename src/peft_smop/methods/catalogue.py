@@ -34,7 +34,7 @@ WEIGHT_RATES = (1e-4, 5e-5, 1e-5)
 class MethodSpec(BaseModel):
     """A method and its options; None leaves an option to the method."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str = "smop"
     num_prompts: int | None = Field(default=None, description="k, the number of soft prompts")

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from peft_smop.errors import RunError
 from peft_smop.report.significance import Difference, holm, paired_bootstrap
 
 
@@ -34,7 +35,7 @@ class Row:
     """Median over seeds."""
     peak_memory_mib: float | None
     """Median over seeds."""
-    training_gflops_per_example: float
+    training_gflops_per_example: float | None
     alarms: tuple[str, ...]
     """What was noticed, with the number of seeds in which it was."""
     difference: Difference | None = None
@@ -53,6 +54,17 @@ class Row:
         return stdev(self.scores) if len(self.scores) > 1 else None
 
     @property
+    def verdict(self) -> str:
+        """What may be said against the first method, and whether every seed says it."""
+        if self.difference is None or self.wins is None:
+            return "the first"
+        words = self.difference.words
+        agreeing = self.wins if words == "better" else len(self.scores) - self.wins
+        if words == "not significant" or len(self.scores) == 1 or agreeing == len(self.scores):
+            return words
+        return f"{words}, seeds disagree"
+
+    @property
     def spread(self) -> str:
         """Mean and standard deviation, as they are printed."""
         return f"{self.mean:.1f}" + ("" if self.deviation is None else f" ± {self.deviation:.1f}")
@@ -63,11 +75,20 @@ def compare(groups: Mapping[str, Sequence[Path]]) -> list[Row]:
 
     Args:
         groups: a method's name for people -> its runs' directories, one for each seed.
+
+    Raises:
+        RunError: they were not tested on the same examples.
     """
     rows = [_row(name, paths) for name, paths in groups.items()]
     if len(rows) < 2:
         return rows
     outcomes = [_outcomes(paths) for paths in groups.values()]
+    for row, other in zip(rows[1:], outcomes[1:], strict=True):
+        if _truth(other) != _truth(outcomes[0]):
+            raise RunError(
+                f"{row.name} and {rows[0].name} were not tested on the same examples with the same"
+                " seeds, so they cannot be compared; run them again on the same data"
+            )
     first = next(iter(groups.values()))[0]
     labels = len(json.loads((first / "task.json").read_text(encoding="utf-8"))["labels"])
     found = [
@@ -120,6 +141,10 @@ def _median(values: Iterable[float | None]) -> float | None:
     return median(known) if known else None
 
 
+def _truth(outcomes: Mapping[tuple[int, str], tuple[int, int]]) -> dict[tuple[int, str], int]:
+    return {key: label for key, (label, _) in outcomes.items()}
+
+
 def _outcomes(paths: Sequence[Path]) -> dict[tuple[int, str], tuple[int, int]]:
     """Every test example of every seed: its label and what was predicted."""
     found = {}
@@ -160,6 +185,7 @@ def draw(groups: Mapping[str, Sequence[Path]], path: Path, *, title: str) -> Non
                 color=colour,
                 alpha=0.7,
                 linewidth=1.2,
+                marker=".",
                 label=row.name if number == 0 else None,
             )
         right.errorbar(
@@ -175,11 +201,18 @@ def draw(groups: Mapping[str, Sequence[Path]], path: Path, *, title: str) -> Non
     right.axvline(rows[0].majority, color="0.5", linestyle=":", linewidth=1)
     right.set_yticks(range(len(rows)), [row.name for row in rows])
     right.invert_yaxis()
-    right.set_xlabel(f"test score, % (n = {rows[0].examples}; dotted: majority label)")
-    right.set_title("mean ± sd over seeds; ticks: single runs", fontsize=9)
+    right.set_xlabel(f"test score, % (n = {rows[0].examples})")
+    seeds = len(rows[0].scores)
+    right.set_title(
+        f"mean ± sd of {seeds} seeds, ticks: single runs, dotted: majority label"
+        if seeds > 1
+        else "one seed, dotted: majority label",
+        fontsize=8,
+    )
     left.set_xlabel("training step")
     left.set_ylabel("validation score, %")
-    left.legend(frameon=False, fontsize=9)
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=3)
     figure.suptitle(title)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from peft_smop.scoring import METRICS
 
@@ -40,7 +41,7 @@ class Difference:
 def paired_bootstrap(
     reference: Outcomes, other: Outcomes, *, metric: str, labels: int, seed: int = 0
 ) -> Difference:
-    """Resample examples, all seeds of an example together, and look at the pooled difference.
+    """Resample examples, all seeds of an example together; the mean over seeds of the difference.
 
     Args:
         reference: the method that the other is held against.
@@ -57,34 +58,63 @@ def paired_bootstrap(
         raise ValueError("the two methods share no test example of the same seed")
     examples = sorted({example for _, example in keys})
     place = {example: i for i, example in enumerate(examples)}
-    cluster = np.array([place[example] for _, example in keys])
-    truth = np.array([reference[key][0] for key in keys])
-    one = np.array([reference[key][1] for key in keys])
-    two = np.array([other[key][1] for key in keys])
+    parts = [
+        _Seed.of([key for key in keys if key[0] == number], reference, other, place)
+        for number in sorted({number for number, _ in keys})
+    ]
     generator = np.random.default_rng(seed)
-    compute = METRICS[metric]
-    points = 100 * (compute(truth, two, labels) - compute(truth, one, labels))
     count = RESAMPLES.get(metric, FEWER_RESAMPLES)
+    everything = np.ones(len(examples), dtype=np.int64)
+    points = np.mean([part.gain(everything, metric, labels) for part in parts])
     draws = np.empty(count)
-    if metric == "accuracy":
-        gain = np.bincount(cluster, (two == truth).astype(float) - (one == truth))
-        size = np.bincount(cluster)
-        for i in range(count):
-            drawn = generator.integers(0, len(examples), len(examples))
-            draws[i] = 100 * gain[drawn].sum() / size[drawn].sum()
-    else:
-        members = [np.flatnonzero(cluster == i) for i in range(len(examples))]
-        for i in range(count):
-            drawn = np.concatenate(
-                [members[j] for j in generator.integers(0, len(examples), len(examples))]
-            )
-            draws[i] = 100 * (
-                compute(truth[drawn], two[drawn], labels)
-                - compute(truth[drawn], one[drawn], labels)
-            )
+    for i in range(count):
+        drawn = np.bincount(
+            generator.integers(0, len(examples), len(examples)), minlength=len(examples)
+        )
+        draws[i] = np.mean([part.gain(drawn, metric, labels) for part in parts])
     low, high = np.percentile(draws, [2.5, 97.5])
     p = min(1.0, 2 * min((draws <= 0).mean(), (draws >= 0).mean()))
     return Difference(float(points), float(low), float(high), max(float(p), 1 / count))
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """Both methods' predictions with one seed."""
+
+    example: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    one: NDArray[np.int64]
+    two: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        keys: Sequence[tuple[int, str]],
+        reference: Outcomes,
+        other: Outcomes,
+        place: Mapping[str, int],
+    ) -> _Seed:
+        return cls(
+            np.array([place[example] for _, example in keys]),
+            np.array([reference[key][0] for key in keys]),
+            np.array([reference[key][1] for key in keys]),
+            np.array([other[key][1] for key in keys]),
+        )
+
+    def gain(self, drawn: NDArray[np.int64], metric: str, labels: int) -> float:
+        """The difference in points when each example counts as often as it was drawn."""
+        weights = drawn[self.example]
+        if not weights.any():
+            return 0.0  # none of this seed's own examples was drawn
+        if metric == "accuracy":
+            right = (self.two == self.truth).astype(float) - (self.one == self.truth)
+            return 100 * float(right @ weights / weights.sum())
+        rows = np.repeat(np.arange(len(weights)), weights)
+        compute = METRICS[metric]
+        truth = self.truth[rows]
+        return 100 * (
+            compute(truth, self.two[rows], labels) - compute(truth, self.one[rows], labels)
+        )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

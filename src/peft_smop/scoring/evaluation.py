@@ -192,5 +192,11 @@ def _alarms(
     if len(load) > 1 and dead:
         yield (
             f"dead prompts: {len(dead)} of {len(load)} get less than {DEAD_LOAD:.0%} of the rows"
-            f" (number {', '.join(map(str, dead))}, counted from 0)"
+            f" (number {_some(dead)}, counted from 0)"
         )
+
+
+def _some(numbers: Sequence[int], most: int = 8) -> str:
+    """The first few numbers, and whether there are more."""
+    shown = ", ".join(map(str, numbers[:most]))
+    return shown if len(numbers) <= most else f"{shown} and {len(numbers) - most} more"

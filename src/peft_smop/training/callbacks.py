@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from peft_smop.costs import PeakMemory
 from peft_smop.scoring import DEAD_LOAD
 from peft_smop.tuner.layer import SMoPLayer
 
@@ -15,10 +16,11 @@ WARMUP_STEPS = 3
 """Steps that the clock leaves out, as the first ones allocate and compile."""
 
 
-class StepClock(TrainerCallback):
-    """How long a training step takes, from end to end, evaluation and saving left out."""
+class StepMeter(TrainerCallback):
+    """Time and memory of training steps, evaluation and saving left out."""
 
     def __init__(self) -> None:
+        self.memory = PeakMemory()
         self.seconds: list[float] = []
         self._last: float | None = None
 
@@ -28,21 +30,31 @@ class StepClock(TrainerCallback):
         counted = self.seconds[WARMUP_STEPS:]
         return median(counted) if counted else None
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at memory, if that was interrupted."""
+        self.memory.start()
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the time since the last step ended."""
+        """Take the time since the last step ended; before anything else is done, stop both."""
         now = time.perf_counter()
         if self._last is not None:
             self.seconds.append(now - self._last)
         # what follows an evaluation or a save would count their time
-        self._last = None if control.should_evaluate or control.should_save else now
+        interrupted = control.should_evaluate or control.should_save
+        self._last = None if interrupted else now
+        if interrupted:
+            self.memory.stop()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget the last step: evaluation may follow."""
+        """Stop both: evaluation may follow."""
         self._last = None
+        self.memory.stop()
 
 
 class Revival(TrainerCallback):

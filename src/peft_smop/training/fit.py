@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from peft_smop.errors import ConfigError
 from peft_smop.scoring import Evaluation, Formulation, evaluate, majority_label
 from peft_smop.tasks import Example
-from peft_smop.training.callbacks import Revival, StepClock
+from peft_smop.training.callbacks import Revival, StepMeter
 from peft_smop.training.options import TrainingOptions
 from peft_smop.training.trainer import (
     CompleteCheckpoint,
@@ -39,6 +39,11 @@ _CHECKPOINTING: dict[str, Any] = {
 }
 
 
+RATES = {
+    "router_learning_rate": ("smop_routers",),
+    "network_learning_rate": ("smop_networks", "mlp_head"),
+}
+"""Options and the parts of parameters' names that they are for."""
 FALLBACK_RATE = 0.5
 """For callers that leave the rate to the method and name no method."""
 
@@ -56,6 +61,10 @@ class Fit:
     """Training inputs that were longer than the longest length."""
     seconds_per_step: float | None
     """Median time of a training step; None when there were too few."""
+    peak_memory: int | None
+    """Most memory of a training step in bytes, see `costs.PeakMemory`; None when not measured."""
+    revived_prompts: int
+    """How often a dead prompt was started again, since a resume."""
 
 
 def fit(
@@ -105,15 +114,16 @@ def fit(
             resamples=0,
         )
 
-    clock = StepClock()
-    own: list[TrainerCallback] = [CompleteCheckpoint(), clock]
-    if options.revive_dead_prompts:
-        own.append(_revival(model, num_prompts, seed))
+    meter = StepMeter()
+    own: list[TrainerCallback] = [CompleteCheckpoint(), meter]
+    revival = _revival(model, num_prompts, seed) if options.revive_dead_prompts else None
+    if revival is not None:
+        own.append(revival)
     checkpoint = last_complete_checkpoint(output) if resume else None
     trainer = ScoringTrainer(
         score=score,
         features=features,
-        rates=_rates(options),
+        rates=_rates(model, options),
         model=model,
         args=_arguments(options, output, seed, rows=len(features)),
         data_collator=formulation.collate,
@@ -125,30 +135,40 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     set_seed(seed)
-    if checkpoint is not None and _had_stopped(checkpoint, options.patience):
-        # the trainer would forget that patience had run out, and go on
+    if checkpoint is not None and _had_ended(checkpoint, options.patience):
+        # the trainer would not know that it was done, and take another step
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         trainer.state.best_model_checkpoint = str(
             output / Path(str(trainer.state.best_model_checkpoint)).name
         )
         trainer._load_best_model()
-        return _outcome(trainer.state, truncated, None)
+        return _outcome(trainer.state, truncated, meter, revival)
     with warnings.catch_warnings():
         # transformers still passes a learning rate schedule through an interface torch has renamed
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return _outcome(trainer.state, truncated, clock.seconds_per_step)
+    return _outcome(trainer.state, truncated, meter, revival)
 
 
-def _rates(options: TrainingOptions) -> dict[str, float]:
-    """Learning rates of their own, by a part of the parameters' names."""
-    rates = {
-        "smop_routers": options.router_learning_rate,
-        "smop_networks": options.network_learning_rate,
-        "mlp_head": options.network_learning_rate,
-        "modules_to_save": options.head_learning_rate,
-    }
-    return {part: rate for part, rate in rates.items() if rate is not None}
+def _rates(model: nn.Module, options: TrainingOptions) -> dict[str, float]:
+    """Learning rates of their own, by a part of the parameters' names.
+
+    Raises:
+        ConfigError: one was given for parameters that the model does not have.
+    """
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    rates = {"modules_to_save": options.head_learning_rate}
+    for option, parts in RATES.items():
+        rate = getattr(options, option)
+        if rate is None:
+            continue
+        present = [part for part in parts if any(part in name for name in trained)]
+        if not present:
+            raise ConfigError(
+                f"{option}={rate} has nothing to train in this method; leave {option} out"
+            )
+        rates |= dict.fromkeys(present, rate)
+    return rates
 
 
 def _revival(model: nn.Module, num_prompts: int | None, seed: int) -> Revival:
@@ -165,14 +185,16 @@ def _revival(model: nn.Module, num_prompts: int | None, seed: int) -> Revival:
     return Revival(layer, adapter, seed)
 
 
-def _had_stopped(checkpoint: Path, patience: int) -> bool:
-    """Whether the run had run out of patience when it was interrupted."""
+def _had_ended(checkpoint: Path, patience: int) -> bool:
+    """Whether the run had taken all its steps, or run out of patience, when it was interrupted."""
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if state.global_step >= state.max_steps:
+        return True
     scores = [entry["eval_score"] for entry in state.log_history if "eval_score" in entry]
     return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
-def _outcome(state: TrainerState, truncated: int, seconds_per_step: float | None) -> Fit:
+def _outcome(state: TrainerState, truncated: int, meter: StepMeter, revival: Revival | None) -> Fit:
     return Fit(
         steps=state.global_step,
         best_step=state.best_global_step or state.global_step,
@@ -180,7 +202,9 @@ def _outcome(state: TrainerState, truncated: int, seconds_per_step: float | None
         stopped_early=state.global_step < state.max_steps,
         history=tuple(state.log_history),
         truncated=truncated,
-        seconds_per_step=seconds_per_step,
+        seconds_per_step=meter.seconds_per_step,
+        peak_memory=meter.memory.bytes,
+        revived_prompts=revival.revived if revival else 0,
     )
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class TrainingOptions(BaseModel):
     """Optimisation, stopping and batching of one run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     epochs: float = Field(default=50, gt=0)
     max_steps: int | None = Field(default=None, gt=0, description="overrides epochs")

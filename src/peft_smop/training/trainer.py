@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from peft_smop.errors import RunError
+from peft_smop.errors import DivergedError
 from peft_smop.scoring import Evaluation, Features
 from peft_smop.training.batching import LengthSampler
 
@@ -106,7 +106,7 @@ class ScoringTrainer(Trainer):
         """Stop at a loss that is not finite; the trainer has fetched it from the device anyway.
 
         Raises:
-            RunError: with the step at which it happened.
+            DivergedError: with the step at which it happened.
         """
         super().log(logs, *args, **kwargs)
         loss = logs.get("loss")
@@ -155,7 +155,7 @@ def check_finite(model: Any, state: TrainerState) -> None:
     """Stop before a checkpoint is written from ruined weights.
 
     Raises:
-        RunError: a trained parameter is not finite.
+        DivergedError: a trained parameter is not finite.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
@@ -163,10 +163,12 @@ def check_finite(model: Any, state: TrainerState) -> None:
             raise _diverged(what, state, state.global_step)
 
 
-def _diverged(what: str, state: TrainerState, step: int) -> RunError:
+def _diverged(what: str, state: TrainerState, step: int) -> DivergedError:
     kept = state.best_model_checkpoint
     good = f"the best state so far is kept in {kept}" if kept else "no good state was reached"
-    return RunError(f"training stopped at step {step}: {what}; {good}; lower the learning rate")
+    return DivergedError(
+        f"training stopped at step {step}: {what}; {good}; lower the learning rate"
+    )
 
 
 class CompleteCheckpoint(TrainerCallback):

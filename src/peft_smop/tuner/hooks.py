@@ -157,7 +157,7 @@ class PromptHooks:
             terms.append((torch.tensor(weights, device=apart.device) * apart).mean())
         if not terms:
             return output
-        extra = torch.stack(terms).sum()
+        extra = torch.stack(terms).sum() * self._share_of_step(kwargs, labels)
         if isinstance(output, tuple):
             return (output[0] + extra, *output[1:])
         output["loss"] = output["loss"] + extra
@@ -178,6 +178,18 @@ class PromptHooks:
         finally:
             self._is_second_pass = False
             self.layer.restore(first)
+
+    def _share_of_step(self, kwargs: dict[str, Any], labels: Tensor) -> Tensor | float:
+        """This pass's part of a step that is accumulated over several.
+
+        A trainer that says how many labels the whole step counts adds the passes' losses up as they
+        are, and means each to be its own labels' share.
+        """
+        total = kwargs.get("num_items_in_batch")
+        if total is None:
+            return 1.0
+        counted = labels[:, 1:] if self._predicts_next and labels.dim() == 2 else labels
+        return (counted != IGNORED_LABEL).sum() / total
 
     def _apart(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, "b"]:
         """Each row's divergence, averaged over the positions that have a label."""

@@ -25,7 +25,10 @@ def load_balancing_loss(routing: Routing) -> Float[Tensor, ""]:
 
 
 def router_z_loss(routing: Routing) -> Float[Tensor, ""]:
-    """The mean over rows of (log Σ_j exp logit_j)² (Zoph et al., 2022, eq. 5)."""
+    """The mean over rows of (log Σ_j exp logit_j)² (Zoph et al., 2022, eq. 5).
+
+    Of the logits that were routed by: after the noise and the temperature.
+    """
     return routing.logits.logsumexp(dim=-1).square().mean()
 
 

@@ -72,7 +72,7 @@ class SMoPModel(BaseTuner):
 
     @contextmanager
     def forced_prompt(self, index: int, adapter_name: str | None = None) -> Iterator[None]:
-        """Send every row to one prompt for a while, at the scale that the row's own would have.
+        """Send an adapter's rows to one prompt for a while, at the scale of each row's own choice.
 
         Args:
             index: the prompt, counted from 0.

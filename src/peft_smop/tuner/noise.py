@@ -61,7 +61,9 @@ def choice(keys: Int[Tensor, "b"], count: int) -> Int[Tensor, "b"]:
 def uniform(keys: Int[Tensor, "b"], count: int) -> Float[Tensor, "b count"]:
     """Independent draws from the open interval (0, 1) in fp32, `count` for each row."""
     columns = torch.arange(count, device=keys.device)
-    return _open_interval(_mix(keys[:, None] + _mix(2 * columns + 1)))
+    words = _mix(keys[:, None] + _mix(2 * columns + 1))
+    # 23 bits and a half are exact in fp32: with one bit more the largest would round to 1
+    return ((words >> 9).float() + 0.5) / 2**23
 
 
 def normal(keys: Int[Tensor, "b"], count: int) -> Float[Tensor, "b count"]:
@@ -74,15 +76,11 @@ def normal(keys: Int[Tensor, "b"], count: int) -> Float[Tensor, "b count"]:
     columns = torch.arange(count, device=keys.device)
     first = _mix(keys[:, None] + _mix(2 * columns + 1))
     second = _mix(first + 0x1234567)
-    radius = torch.sqrt(-2 * torch.log(_open_interval(first)))
+    # 24 bits are what fp32 holds; the half keeps the logarithm's argument above zero
+    radius = torch.sqrt(-2 * torch.log(((first >> 8).float() + 0.5) / 2**24))
     return radius * torch.cos(2 * math.pi * ((second >> 8).float() / 2**24))
 
 
 def gumbel(keys: Int[Tensor, "b"], count: int) -> Float[Tensor, "b count"]:
     """Independent standard Gumbel draws, -log(-log u), in fp32, `count` for each row."""
     return -torch.log(-torch.log(uniform(keys, count)))
-
-
-def _open_interval(words: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    # 24 bits are what fp32 holds; the half keeps logarithms away from zero
-    return ((words >> 8).float() + 0.5) / 2**24
