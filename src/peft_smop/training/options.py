@@ -22,7 +22,7 @@ class TrainingOptions(BaseModel):
         default=None, gt=0, description="of what prompts are made from; default: the same"
     )
     head_learning_rate: float = Field(
-        default=1e-3, gt=0, description="of a new classification head beside an adapter"
+        default=1e-2, gt=0, description="of a new classification head beside an adapter"
     )
     optimizer: Literal["adafactor", "adamw_torch"] = "adafactor"
     weight_decay: float = Field(default=1e-5, ge=0)
