@@ -121,7 +121,21 @@ def two_passes():
     assert model.smop_layer.smop_steps["default"].item() == 2
 
 
+CALM = ("single", "uniform", "fixed", "released", "stochastic")
+
+
+def in_evaluation(routing):
+    """The strategies that draw nothing, and stochastic's mean of all prompts."""
+    kind = KINDS["t5"]
+    eager, model = adapted(kind, routing=routing), adapted(kind, routing=routing)
+    with torch.no_grad():
+        found = compiled(model)(**batch(kind)).logits
+        assert_close(found, eager(**batch(kind)).logits, **CLOSE)
+    assert torch.equal(model.last_routes.indices, eager.last_routes.indices)
+
+
 CASES = {
+    **{f"{routing}, evaluation": (lambda r=routing: in_evaluation(r)) for routing in CALM},
     **{what: (lambda w=what: other_way(w)) for what in OTHER_WAYS},
     "two passes": two_passes,
     **{

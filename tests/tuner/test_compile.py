@@ -40,6 +40,11 @@ def test_adapters_may_be_switched_and_disabled_between_compiled_calls(outcomes):
     assert outcomes["switching"] == "fine"
 
 
+@pytest.mark.parametrize("routing", ["single", "uniform", "fixed", "released", "stochastic"])
+def test_the_strategies_that_draw_nothing_evaluate_in_one_graph(routing, outcomes):
+    assert outcomes[f"{routing}, evaluation"] == "fine"
+
+
 @pytest.mark.parametrize("case", OTHER_WAYS)
 def test_other_strategies_losses_and_parameterisations_train_in_one_graph_as_well(case, outcomes):
     assert outcomes[case] == "fine"
