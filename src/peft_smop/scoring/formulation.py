@@ -27,6 +27,8 @@ from peft_smop.errors import ConfigError
 from peft_smop.tasks import Example, Task
 
 IGNORED_LABEL = -100
+TENSOR_CORE_MULTIPLE = 8
+"""Rows of 16-bit numbers that are this long are multiplied and masked without a detour."""
 LEAST_TEXT = 4
 """Tokens of text below which an input says nothing."""
 Features = dict[str, Any]
@@ -52,21 +54,56 @@ class Formulation(ABC):
     """
 
     task_type: ClassVar[str]
+    prompt_length = 0
+    """Virtual tokens that come before every input."""
+    multiple = 1
+    """Inputs and their prompt are padded to a multiple of this, which GPUs compute faster."""
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.task = task
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncated = 0
+        self._encoded: dict[tuple[str, int | None], tuple[Features, int]] = {}
 
     @property
     def overhead(self) -> int:
         """Tokens of an input that are not its text."""
         return 1
 
-    @abstractmethod
     def encode(self, example: Example) -> Features:
-        """Token ids of one example's input, and of its answer where it has a label."""
+        """Token ids of one example's input, and of its answer where it has a label.
+
+        An example is tokenised once, however often it is looked at.
+        """
+        key = (example.text, example.label)
+        if key not in self._encoded:
+            before = self.truncated
+            features = self._encode(example)
+            self._encoded[key] = (features, self.truncated - before)
+            self.truncated = before
+        features, cut = self._encoded[key]
+        self.truncated += cut
+        return features
+
+    @abstractmethod
+    def _encode(self, example: Example) -> Features:
+        """Tokenise."""
+
+    def answer_losses(
+        self, logits: Tensor, labels: Int[Tensor, "b *n"]
+    ) -> tuple[Float[Tensor, "t"], list[int]]:
+        """The negative log-likelihood of every token of the answers, and each token's row.
+
+        Args:
+            logits: of the model, (b, n, v), or (b, m) of a head.
+            labels: of the batch; on the CPU, so that looking at them waits for no device.
+        """
+        rows, places = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
+        picked = logits[_to(rows, logits.device), _to(places, logits.device)]
+        targets = _to(labels[rows, places], logits.device)
+        losses = nn.functional.cross_entropy(picked.float(), targets, reduction="none")
+        return losses, rows.tolist()
 
     @abstractmethod
     def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
@@ -84,9 +121,14 @@ class Formulation(ABC):
         return ids[: room - keep_last] + ids[len(ids) - keep_last :]
 
     def _pad(
-        self, rows: Sequence[Sequence[int]], value: int, *, side: Literal["left", "right"] = "right"
+        self,
+        rows: Sequence[Sequence[int]],
+        value: int,
+        *,
+        side: Literal["left", "right"] = "right",
+        length: int | None = None,
     ) -> Int[Tensor, "b n"]:
-        length = max(len(row) for row in rows)
+        length = length or max(len(row) for row in rows)
         slack = [[value] * (length - len(row)) for row in rows]
         if side == "left":
             return torch.tensor([[*pad, *row] for pad, row in zip(slack, rows, strict=True)])
@@ -96,15 +138,25 @@ class Formulation(ABC):
         self, features: Sequence[Features], *, side: Literal["left", "right"] = "right"
     ) -> dict[str, Tensor]:
         rows = [f["input_ids"] for f in features]
-        padding = self.tokenizer.pad_token_id
+        longest = max(map(len, rows))
+        length = longest + -(longest + self.prompt_length) % self.multiple
+        padding = self.tokenizer.pad_token_id or 0
+        ones = [[1] * len(row) for row in rows]
         return {
-            "input_ids": self._pad(rows, 0 if padding is None else padding, side=side),
-            "attention_mask": self._pad([[1] * len(row) for row in rows], 0, side=side),
+            "input_ids": self._pad(rows, padding, side=side, length=length),
+            "attention_mask": self._pad(ones, 0, side=side, length=length),
         }
 
 
-def _on(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copy a batch without the host waiting for the device."""
+    return {name: _to(tensor, device) for name, tensor in batch.items()}
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # only from pinned memory does a copy not wait
+    return tensor.to(device, non_blocking=True)
 
 
 def _sequence_scores(
@@ -128,7 +180,7 @@ class TextToText(Formulation):
         self._answers = [tokenizer(text_target=text)["input_ids"] for text in task.verbalizers]
         _check_distinct(self._answers, task)
 
-    def encode(self, example: Example) -> Features:
+    def _encode(self, example: Example) -> Features:
         """The text and its verbalizer, both with their end token."""
         ids = self.tokenizer(example.text, verbose=False)["input_ids"]
         features: Features = {"input_ids": self._cut(ids, self.max_length, keep_last=1)}
@@ -146,7 +198,7 @@ class TextToText(Formulation):
     def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
         """Encode once, then decode all labels together: b·m short decoder rows."""
         device = next(model.parameters()).device
-        inputs = _on(device, self._inputs(features))
+        inputs = to_device(self._inputs(features), device)
         rows, count = len(features), len(self._answers)
         start = model.config.decoder_start_token_id
         first = torch.full((rows, 1), start, device=device)
@@ -184,7 +236,7 @@ class Continuation(Formulation):
         """The cue, and the longest answer."""
         return len(self._cue) + max(map(len, self._answers))
 
-    def encode(self, example: Example) -> Features:
+    def _encode(self, example: Example) -> Features:
         """The context alone as `input_ids`, the answer's tokens as `answer`."""
         ids = self.tokenizer(example.text, verbose=False)["input_ids"]
         if ids and ids[-1] == self.tokenizer.eos_token_id:
@@ -199,10 +251,19 @@ class Continuation(Formulation):
         """Context and answer in one row; labels count on the answer only."""
         return self._joined([(f["input_ids"], f["answer"]) for f in features])
 
+    def answer_losses(
+        self, logits: Tensor, labels: Int[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "t"], list[int]]:
+        """As for every text; a logit is the verdict on the token after it."""
+        # PEFT leaves the logits of its own virtual tokens in front
+        text = logits[:, -labels.shape[1] :]
+        return super().answer_losses(text[:, :-1], labels[:, 1:])
+
     def _joined(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         batch = self._inputs([{"input_ids": context + answer} for context, answer in pairs])
         labels = [[IGNORED_LABEL] * len(context) + answer for context, answer in pairs]
-        return {**batch, "labels": self._pad(labels, IGNORED_LABEL)}
+        length = batch["input_ids"].shape[1]
+        return {**batch, "labels": self._pad(labels, IGNORED_LABEL, length=length)}
 
     def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
         """Read every text once, then continue its cache with each label: b·m short rows."""
@@ -210,7 +271,7 @@ class Continuation(Formulation):
             return self._whole_rows(model, features)
         device = next(model.parameters()).device
         rows, count = len(features), len(self._answers)
-        contexts = _on(device, self._inputs(features, side="left"))
+        contexts = to_device(self._inputs(features, side="left"), device)
         # counted from the first token, wherever padding puts it
         positions = (contexts["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         # the head is large, and of a text only its last token's verdict is looked at
@@ -238,7 +299,7 @@ class Continuation(Formulation):
         """One row for every text and label; labels are passed so that routes follow the text."""
         device = next(model.parameters()).device
         pairs = [(f["input_ids"], answer) for f in features for answer in self._answers]
-        batch = _on(device, self._joined(pairs))
+        batch = to_device(self._joined(pairs), device)
         logits = model(**batch).logits
         # PEFT leaves the logits of its own virtual tokens in front
         logits = logits[:, -batch["labels"].shape[1] :]
@@ -264,7 +325,7 @@ class Classification(Formulation):
 
     task_type = "SEQ_CLS"
 
-    def encode(self, example: Example) -> Features:
+    def _encode(self, example: Example) -> Features:
         """The text with the tokenizer's special tokens, and the label's index."""
         ids = self.tokenizer(example.text, verbose=False)["input_ids"]
         features: Features = {"input_ids": self._cut(ids, self.max_length, keep_last=1)}
@@ -279,10 +340,18 @@ class Classification(Formulation):
             batch["labels"] = torch.tensor([f["labels"] for f in features])
         return batch
 
+    def answer_losses(
+        self, logits: Tensor, labels: Int[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b"], list[int]]:
+        """One class a row."""
+        targets = _to(labels, logits.device)
+        losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        return losses, list(range(len(labels)))
+
     def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
         """One pass; the head's log-probabilities."""
         device = next(model.parameters()).device
-        logits = model(**_on(device, self._inputs(features))).logits
+        logits = model(**to_device(self._inputs(features), device)).logits
         return LabelScores(logits.float().log_softmax(dim=-1), repeats=1)
 
 
@@ -320,6 +389,9 @@ def formulate(
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = max_length if positions is None else min(max_length, positions - prompt_length - 2)
     formulation = FORMULATIONS[task_type](task, tokenizer, room)
+    formulation.prompt_length = prompt_length
+    if model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float16):
+        formulation.multiple = TENSOR_CORE_MULTIPLE
     if room - formulation.overhead < LEAST_TEXT:
         if room < max_length:
             raise ConfigError(

@@ -30,7 +30,7 @@ from peft_smop.tuner.backbone import Backbone, bind, parameter_names
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.losses import divergence
 from peft_smop.tuner.noise import fingerprints
-from peft_smop.tuner.rows import BASE, RowAdapters
+from peft_smop.tuner.rows import BASE, RowAdapters, on_device
 from peft_smop.tuner.splice import IGNORED_LABEL, Layout, context_mask, left_padding, mean_embedding
 
 WIDTH_IN_CACHE = "smop_prompt_width"
@@ -139,7 +139,9 @@ class PromptHooks:
     ) -> Any:
         """Add to a training loss what the routing strategies ask for.
 
-        Every adapter's terms count by its share of the rows, as its rows do in the mean loss.
+        Every adapter's terms count by its share of the rows, as its rows do in the mean loss. In a
+        part of a step the loss is the caller's to compute, and the terms are left in
+        `routing_losses`.
         """
         if not self.layer.training or self._is_second_pass or self.layer.disable_adapters:
             return output
@@ -148,16 +150,25 @@ class PromptHooks:
         rows = self._routed
         if labels is None or rows is None:
             return output
-        share = {name: rows.count(name) / rows.rows for name in rows.names}
-        terms = [share[name] * term for name, term in self.layer.penalty_terms.items()]
+        part = self.layer.part
+        total = part.total if part else {name: rows.count(name) for name in rows.names}
+        terms = dict(self.layer.penalty_terms)
         weights = self.layer.divergence_weights(rows)
         if weights is not None:
             other = self._routed_again(module, args, kwargs, rows)
             apart = self._apart(_logits(output, labels), _logits(other, labels), labels)
-            terms.append((torch.tensor(weights, device=apart.device) * apart).mean())
-        if not terms:
+            for place, name in enumerate(rows.names):
+                own = [
+                    w if a == place else 0.0 for w, a in zip(weights, rows.of_each_row, strict=True)
+                ]
+                if any(own):
+                    term = (on_device(own, apart.device) * apart).sum() / total[name]
+                    terms[name] = terms[name] + term if name in terms else term
+        self.layer.routing_losses = terms
+        if part is not None or not terms:
             return output
-        extra = torch.stack(terms).sum() * self._share_of_step(kwargs, labels)
+        mean = torch.stack([total[name] / rows.rows * term for name, term in terms.items()]).sum()
+        extra = mean * self._share_of_step(kwargs, labels)
         if isinstance(output, tuple):
             return (output[0] + extra, *output[1:])
         output["loss"] = output["loss"] + extra
@@ -172,9 +183,8 @@ class PromptHooks:
             self.call.prompts = None
         self._is_second_pass = True
         try:
-            other = module(*args, **kwargs)
-            self.layer.uncount_second_pass(rows)
-            return other
+            with self.layer.second_pass(rows):
+                return module(*args, **kwargs)
         finally:
             self._is_second_pass = False
             self.layer.restore(first)
@@ -366,9 +376,7 @@ class PromptHooks:
         context = context_mask(labels, attended)
         if all(scoped):
             return context
-        reads_context = torch.tensor(
-            [a >= 0 and scoped[a] for a in rows.of_each_row], device=x.device
-        )
+        reads_context = on_device([a >= 0 and scoped[a] for a in rows.of_each_row], x.device)
         return torch.where(reads_context[:, None], context, attended)
 
     def after_backbone(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -403,9 +411,7 @@ class PromptHooks:
         of_row = [name for name in names for _ in range(repeats)]
         heads = dict(wrapper.modules_to_save.items())
         for name in dict.fromkeys(names):
-            rows = torch.tensor(
-                [i for i, n in enumerate(of_row) if n == name], device=output.device
-            )
+            rows = on_device([i for i, n in enumerate(of_row) if n == name], output.device)
             head = heads.get(name, wrapper.original_module)
             output = output.index_copy(0, rows, head(args[0][rows], *args[1:], **kwargs))
         return output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from peft_smop.errors import ConfigError
 from peft_smop.tuner.losses import Penalties
 from peft_smop.tuner.noise import row_keys
 from peft_smop.tuner.routing import Routing, RoutingStrategy, RowState
-from peft_smop.tuner.rows import BASE, Routes, RowAdapters
+from peft_smop.tuner.rows import BASE, Part, Routes, RowAdapters, on_device, ranks_of
 
 REVIVAL_SPREAD = 0.01
 """How far a revived prompt starts from the one it copies, relative to that one's spread."""
@@ -49,10 +51,14 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         """Which adapters the last batch's rows followed."""
         self.penalty_terms: dict[str, Tensor] = {}
         """What the last training batch adds to the loss, by adapter, each a scalar with a graph."""
+        self.routing_losses: dict[str, Tensor] = {}
+        """Those terms and the divergence of two passes, by adapter, over its rows of the step."""
+        self.part: Part | None = None
+        """Which rows of a step are computed now, where a step is computed in several passes."""
 
     def __getstate__(self) -> dict[str, object]:
         """Without the last batch's graph, which cannot be copied."""
-        return {**self.__dict__, "penalty_terms": {}}
+        return {**self.__dict__, "penalty_terms": {}, "routing_losses": {}}
 
     @property
     def weight(self) -> Tensor:
@@ -144,7 +150,7 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         if not self.is_uneven(rows):
             return torch.full((rows.rows,), self.width(rows), device=device)
         by_name = [self.length(name) for name in rows.names]
-        return torch.tensor([by_name[i] if i >= 0 else 0 for i in rows.of_each_row], device=device)
+        return on_device([by_name[i] if i >= 0 else 0 for i in rows.of_each_row], device)
 
     def soft_prompts(
         self,
@@ -165,7 +171,7 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         Raises:
             ConfigError: rows of several adapters, one of which lets rows see their neighbours.
         """
-        self._last, self.last_rows, self.penalty_terms = [], rows, {}
+        self._last, self.last_rows, self.penalty_terms, self.routing_losses = [], rows, {}, {}
         groups: dict[tuple[RoutingStrategy, torch.Size], list[str]] = {}
         for name in rows.names:
             shape = self.smop_prompts[name].shape
@@ -177,7 +183,7 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         for names in groups.values():
             wanted = {rows.names.index(name) for name in names}
             members = [i for i, a in enumerate(rows.of_each_row) if a in wanted]
-            selected = torch.tensor(members, device=mean.device)
+            selected = on_device(members, mean.device)
             own = None if content is None else content[selected]
             prompts = self._group_prompts(mean[selected], rows, tuple(names), selected, own)
             prompts = nn.functional.pad(prompts, (0, 0, 0, width - prompts.shape[1]))
@@ -191,10 +197,20 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
             return None
         return [by_name[a] if a >= 0 else 0.0 for a in rows.of_each_row]
 
-    def uncount_second_pass(self, rows: RowAdapters) -> None:
-        """Let adapters that did not ask for it count one batch, as they do without the others."""
-        for name in rows.names:
-            if not self.strategies[name].divergence_weight:
+    @contextmanager
+    def second_pass(self, rows: RowAdapters) -> Iterator[None]:
+        """Draw as in the next step, which adapters that did not ask for it do not count."""
+        if self.part is not None:
+            self.count_step(rows.names)
+        try:
+            yield
+        finally:
+            uncounted = [
+                name
+                for name in rows.names
+                if self.part is not None or not self.strategies[name].divergence_weight
+            ]
+            for name in uncounted:
                 self.smop_steps[name].sub_(1)
 
     def remember(self) -> tuple[Any, ...]:
@@ -226,7 +242,10 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
                 " other adapters; give it batches of its own"
             )
         own = [rows.names[a] for a in rows.of_each_row if a >= 0 and rows.names[a] in names]
-        adapter = torch.tensor([names.index(n) for n in own], device=mean.device)
+        if len(names) == 1:
+            adapter = torch.zeros(len(own), dtype=torch.int64, device=mean.device)
+        else:
+            adapter = on_device([names.index(n) for n in own], mean.device)
         prompts = _stacked([self.prompts(name) for name in names])
         if not strategy.has_router:
             logits = mean.new_zeros(len(mean), prompts.shape[1])
@@ -235,7 +254,7 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         else:
             routers = _stacked([self.smop_routers[name].float() for name in names])
             logits = torch.bmm(mean[:, None, :], routers[adapter])[:, 0, :]
-        routing = strategy(logits, self._state(strategy, own, names, adapter, content))
+        routing = strategy(logits, self._state(strategy, own, names, adapter, selected, content))
         self._last.append((selected, Routing(*(part.detach() for part in routing))))
         if self.training:
             self._add_penalties(own, names, routing)
@@ -256,7 +275,7 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
             part = routing
             if len(names) > 1:
                 members = [i for i, n in enumerate(own) if n == name]
-                place = torch.tensor(members, device=routing.logits.device)
+                place = on_device(members, routing.logits.device)
                 part = Routing(*(tensor[place] for tensor in routing))
             self.penalty_terms[name] = self.penalties[name](part)
 
@@ -266,37 +285,72 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         own: list[str],
         names: tuple[str, ...],
         adapter: Int[Tensor, "g"],
+        selected: Int[Tensor, "g"] | None,
         content: Int[Tensor, "g"] | None,
     ) -> RowState:
         """What the strategy may use; in training the batch is counted."""
         steps = None
         if strategy.is_annealed:
             steps = torch.stack([self.smop_steps[name] for name in names])[adapter]
-        keys = self._keys(own, names, adapter) if self.training else None
+        keys = self._keys(own, names, adapter, selected) if self.training else None
         return RowState(keys, steps, content)
 
     def _keys(
-        self, own: list[str], names: tuple[str, ...], adapter: Int[Tensor, "g"]
+        self,
+        own: list[str],
+        names: tuple[str, ...],
+        adapter: Int[Tensor, "g"],
+        selected: Int[Tensor, "g"] | None,
     ) -> Int[Tensor, "g"]:
-        """Keys of randomness for this training batch; counts the batch for every adapter in it."""
-        seen: dict[str, int] = {}
-        ranks = []
-        for name in own:
-            ranks.append(seen.get(name, 0))
-            seen[name] = ranks[-1] + 1
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        stride, offset = (
-            (torch.distributed.get_world_size(), torch.distributed.get_rank())
-            if distributed
-            else (1, 0)
-        )
+        """Keys of randomness for these rows; outside a `Part` counts the batch as a step."""
         device = adapter.device
-        seeds = torch.tensor([self.seeds[name] for name in names], device=device)
+        if self.part is not None:
+            ranks = self.part.ranks if selected is None else self.part.ranks[selected]
+        elif len(names) == 1:
+            ranks = torch.arange(len(own), device=device)
+        else:
+            ranks = on_device(ranks_of(own), device)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed:
+            size, process = torch.distributed.get_world_size(), torch.distributed.get_rank()
+            ranks = ranks * size + process
+        seeds = on_device([self.seeds[name] for name in names], device)
         steps = torch.stack([self.smop_steps[name] for name in names])
+        if self.part is None:
+            self.count_step(names)
+        return row_keys(seeds[adapter], steps[adapter], ranks)
+
+    def count_step(self, names: Iterable[str]) -> None:
+        """Count a training step of these adapters."""
         for name in names:
             self.smop_steps[name].add_(1)
-        rank = torch.tensor(ranks, device=device) * stride + offset
-        return row_keys(seeds[adapter], steps[adapter], rank)
+
+    def end_step(self, names: Iterable[str]) -> None:
+        """Count a step whose parts have all been computed, its second pass included."""
+        for name in names:
+            self.smop_steps[name].add_(2 if self.strategies[name].divergence_weight else 1)
+
+    def rows_are_independent(self, names: Iterable[str]) -> bool:
+        """Whether no row of these adapters, and no loss on their routing, sees other rows."""
+        return all(
+            self.strategies[name].rows_independent and not self.penalties[name].is_active
+            for name in names
+        )
+
+    def adopt(self, name: str, other: SMoPLayer, other_name: str) -> None:
+        """Take up another layer's adapter; its tensors are shared, not copied."""
+        pairs: tuple[tuple[Any, Any], ...] = (
+            (self.smop_prompts, other.smop_prompts),
+            (self.smop_networks, other.smop_networks),
+            (self.smop_routers, other.smop_routers),
+            (self.smop_steps, other.smop_steps),
+            (self.strategies, other.strategies),
+            (self.seeds, other.seeds),
+            (self.penalties, other.penalties),
+        )
+        for own, theirs in pairs:
+            if other_name in theirs:
+                own[name] = theirs[other_name]
 
     def last_routes(self) -> Routes | None:
         """The last decision; None before the first."""
@@ -327,7 +381,7 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         if rows.of_row is None and self.strategies[rows.names[0]].chooses:
             return routing.indices[:, 0]
         chooses = [a >= 0 and self.strategies[rows.names[a]].chooses for a in rows.of_each_row]
-        mask = torch.tensor(chooses, device=routing.indices.device)
+        mask = on_device(chooses, routing.indices.device)
         return torch.where(mask, routing.indices[:, 0], -1)
 
     def revive(self, name: str, dead: list[int], source: int, seed: int) -> None:

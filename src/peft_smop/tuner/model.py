@@ -21,7 +21,7 @@ from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.losses import Penalties
 from peft_smop.tuner.parameterisation import PARAMETERISATIONS
 from peft_smop.tuner.routing import Fixed, Forced
-from peft_smop.tuner.rows import BASE, Routes
+from peft_smop.tuner.rows import BASE, Part, Routes
 
 CHILD = "smop"
 """The one module added to a model. PEFT skips modules whose name contains the method's prefix,
@@ -99,6 +99,39 @@ class SMoPModel(BaseTuner):
             yield
         finally:
             layer.strategies[name] = before
+
+    @contextmanager
+    def part_of_step(self, part: Part) -> Iterator[None]:
+        """Compute some of a training step's rows: randomness, and steps, count by the whole step.
+
+        What the routing strategies add to the loss is left in `smop_layer.routing_losses`. After
+        the last part of a step call `smop_layer.end_step`.
+        """
+        self.smop_layer.part = part
+        try:
+            yield
+        finally:
+            self.smop_layer.part = None
+
+    def adopt(self, name: str, other: SMoPModel, other_name: str) -> None:
+        """Take up an adapter of a model around the same backbone; its tensors are shared.
+
+        Training either model then trains the same parameters. Heads trained with the adapter come
+        with it.
+
+        Args:
+            name: what it is called here.
+            other: the model it belongs to.
+            other_name: what it is called there.
+        """
+        self.peft_config[name] = other.peft_config[other_name]
+        self.smop_layer.adopt(name, other.smop_layer, other_name)
+        if other_name in other._hooks.context_adapters:
+            self._hooks.context_adapters.add(name)
+        theirs = dict(other.model.named_modules())
+        for path, module in self.model.named_modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.modules_to_save[name] = theirs[path].modules_to_save[other_name]
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         return peft_config

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -60,6 +62,16 @@ class RowAdapters:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some rows of a training step that is computed in several passes."""
+
+    ranks: Int[Tensor, "b"]
+    """Each row's place among the step's rows of its adapter; randomness hangs on it."""
+    total: Mapping[str, int]
+    """How many rows of the step follow each adapter."""
+
+
+@dataclass(frozen=True)
 class Routes:
     """The last routing decision, row by row, free of any graph.
 
@@ -73,3 +85,20 @@ class Routes:
     logits: Float[Tensor, "b k"]
     chosen: Int[Tensor, "b"]
     """The one prompt that each row's strategy chose; -1 where it mixes all alike."""
+
+
+def ranks_of(names: Sequence[str]) -> list[int]:
+    """Each row's place among the rows of its adapter."""
+    seen: Counter[str] = Counter()
+    ranks = []
+    for name in names:
+        ranks.append(seen[name])
+        seen[name] += 1
+    return ranks
+
+
+def on_device(values: Sequence[int | float], device: torch.device) -> Tensor:
+    """A tensor of known numbers, copied without the host waiting for the device."""
+    if device.type != "cuda":
+        return torch.tensor(values, device=device)
+    return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)
