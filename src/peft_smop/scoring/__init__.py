@@ -1,7 +1,13 @@
 """What a model says of a task's examples, and how good that is."""
 
 from peft_smop.scoring.evaluation import DEAD_LOAD, Evaluation, Prediction, evaluate, predict
-from peft_smop.scoring.formulation import FORMULATIONS, Features, Formulation, formulate
+from peft_smop.scoring.formulation import (
+    FORMULATIONS,
+    Features,
+    Formulation,
+    formulate,
+    to_device,
+)
 from peft_smop.scoring.metrics import METRICS, Score, majority_label, score
 
 __all__ = [
@@ -18,4 +24,5 @@ __all__ = [
     "majority_label",
     "predict",
     "score",
+    "to_device",
 ]

@@ -90,6 +90,10 @@ class Formulation(ABC):
     def _encode(self, example: Example) -> Features:
         """Tokenise."""
 
+    def answer_length(self, features: Features) -> int:
+        """How many losses an example's answer has."""
+        return len(features["labels"])
+
     def answer_losses(
         self, logits: Tensor, labels: Int[Tensor, "b *n"]
     ) -> tuple[Float[Tensor, "t"], list[int]]:
@@ -251,6 +255,10 @@ class Continuation(Formulation):
         """Context and answer in one row; labels count on the answer only."""
         return self._joined([(f["input_ids"], f["answer"]) for f in features])
 
+    def answer_length(self, features: Features) -> int:
+        """The answer's tokens; its context has no loss."""
+        return len(features["answer"])
+
     def answer_losses(
         self, logits: Tensor, labels: Int[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "t"], list[int]]:
@@ -339,6 +347,10 @@ class Classification(Formulation):
         if "labels" in features[0]:
             batch["labels"] = torch.tensor([f["labels"] for f in features])
         return batch
+
+    def answer_length(self, features: Features) -> int:
+        """One class."""
+        return 1
 
     def answer_losses(
         self, logits: Tensor, labels: Int[Tensor, "b"]

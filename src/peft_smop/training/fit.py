@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
@@ -122,11 +121,12 @@ def fit(
     checkpoint = last_complete_checkpoint(output) if resume else None
     trainer = ScoringTrainer(
         score=score,
+        formulation=formulation,
         features=features,
+        max_padding=options.max_padding,
         rates=_rates(model, options),
         model=model,
         args=_arguments(options, output, seed, rows=len(features)),
-        data_collator=formulation.collate,
         callbacks=[
             EarlyStoppingCallback(early_stopping_patience=options.patience),
             *own,
@@ -235,7 +235,7 @@ def _arguments(
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=False,  # batches are built, and pinned, where they are used
         disable_tqdm=True,
         report_to="none",
         seed=seed,

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from peft_smop.training.batching import MAX_PADDING
+
 
 class TrainingOptions(BaseModel):
     """Optimisation, stopping and batching of one run."""
@@ -34,6 +36,9 @@ class TrainingOptions(BaseModel):
     max_length: int = Field(default=512, gt=0, description="longest input in tokens")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
+    max_padding: float = Field(
+        default=MAX_PADDING, ge=1, description="tokens computed over tokens of text, at most"
+    )
 
     def planned_steps(self, rows: int) -> int:
         """How many steps training takes, if it is not stopped early."""

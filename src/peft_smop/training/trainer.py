@@ -22,13 +22,16 @@ from transformers import (
 )
 
 from peft_smop.errors import DivergedError
-from peft_smop.scoring import Evaluation, Features
-from peft_smop.training.batching import LengthSampler
+from peft_smop.scoring import Evaluation, Features, Formulation
+from peft_smop.training.batching import MAX_PADDING, LengthSampler
+from peft_smop.training.steps import Rows, forward_backward
 
 TRAINED = "trained.safetensors"
 """In a checkpoint: the trained parameters themselves, where PEFT saves only what they make."""
 COMPLETE = "complete"
 """Written into a checkpoint when everything else is there; a checkpoint without it is ignored."""
+Step = Callable[[Rows], Tensor]
+"""From one run's rows to their loss; leaves gradients in the parameters."""
 
 
 class ScoringTrainer(Trainer):
@@ -36,8 +39,12 @@ class ScoringTrainer(Trainer):
 
     Args:
         score: evaluates the model in its present state.
+        formulation: how the task is put to the model.
         features: the encoded training rows.
+        max_padding: most tokens computed over tokens of text; a batch that would have more is
+            computed in several passes.
         rates: learning rates by a part of a parameter's name; other parameters have the run's.
+        step: computes a batch's loss and gradients in place of this trainer's own model.
         kwargs: as for `transformers.Trainer`.
     """
 
@@ -45,11 +52,18 @@ class ScoringTrainer(Trainer):
         self,
         *,
         score: Callable[[], Evaluation],
+        formulation: Formulation,
         features: list[Features],
+        max_padding: float = MAX_PADDING,
         rates: Mapping[str, float] | None = None,
+        step: Step | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(train_dataset=features, eval_dataset=[], **kwargs)
+        super().__init__(train_dataset=features, eval_dataset=[], data_collator=Rows, **kwargs)
+        self._formulation = formulation
+        # processes wait for each other in every pass, so all must make the same number
+        self._max_padding = max_padding if self.args.world_size == 1 else math.inf
+        self._step = step
         self.optimizer: torch.optim.Optimizer | None
         self._rates = dict(rates or {})
         self._score = score
@@ -91,9 +105,12 @@ class ScoringTrainer(Trainer):
         super()._load_best_model()
         _restore_trained(self.model, Path(str(self.state.best_model_checkpoint)))
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Remember the first step whose loss is not finite, on the device and without waiting."""
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: Rows, *args: Any, **kwargs: Any) -> Tensor:
+        """Leave the gradients of one batch in the parameters; return its loss.
+
+        The first step whose loss is not finite is remembered on the device, without waiting for it.
+        """
+        loss = self._step(inputs) if self._step else self._alone(model, inputs)
         # fp32 counts steps exactly where the loss's own precision may not
         step = torch.full_like(loss, self.state.global_step + 1, dtype=torch.float32)
         if self._first_bad_step is None:
@@ -101,6 +118,24 @@ class ScoringTrainer(Trainer):
         bad = torch.where(torch.isfinite(loss), math.inf, step)
         self._first_bad_step = torch.minimum(self._first_bad_step, bad)
         return loss
+
+    def _alone(self, model: nn.Module, rows: Rows) -> Tensor:
+        model.train()
+        (loss,) = forward_backward(
+            model,
+            self._formulation,
+            [rows],
+            max_padding=self._max_padding,
+            backward=self.accelerator.backward,
+        )
+        return loss
+
+    def _get_num_items_in_batch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to count: losses are means over the step already."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated; `peft_smop.costs` counts."""
+        return 0
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Stop at a loss that is not finite; the trainer has fetched it from the device anyway.

@@ -1,0 +1,107 @@
+"""One training step's forward and backward: of one run, or of several at once.
+
+    run 0   b rows  ┐                        ┌ part 0: rows of similar length ─ forward, backward
+    run 1   b rows  ├ sorted by length, cut ─┤ part 1: …
+    run 2   b rows  ┘                        └ …
+
+A part is one pass over a mixed batch, every row with its own run's adapter. Each token's loss
+counts by its own run's number of tokens, so that a run's loss and gradients are those of its own
+batch, however its rows are divided and whatever shares the pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from peft_smop.scoring import Features, Formulation, to_device
+from peft_smop.training.batching import cut
+from peft_smop.tuner import SMoPModel
+from peft_smop.tuner.rows import Part, on_device, ranks_of
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One run's rows of one step. No container, so that no library looks for tensors in it."""
+
+    features: Sequence[Features]
+    adapter: str | None = None
+    """Whose they are; None: the model's active adapter's."""
+
+
+def forward_backward(
+    model: nn.Module,
+    formulation: Formulation,
+    runs: Sequence[Rows],
+    *,
+    max_padding: float,
+    backward: Callable[[Tensor], Any] = Tensor.backward,
+) -> Float[Tensor, "r"]:
+    """Compute the loss of every run's rows, and leave the gradients in the parameters.
+
+    Args:
+        model: in training mode; where runs name adapters, a SMoP model that has them.
+        formulation: how the task is put to it.
+        runs: the rows of each of the r runs.
+        max_padding: most tokens computed over tokens of text, beyond which the rows are divided
+            between several passes; not done where rows are not independent of each other.
+        backward: what to do with a loss.
+    """
+    device = next(model.parameters()).device
+    tuner = _tuner(model)
+    rows = [(run, features) for run, part in enumerate(runs) for features in part.features]
+    adapters = [part.adapter or _active(tuner) for part in runs]
+    names = [adapters[run] for run, _ in rows]
+    ranks, total = ranks_of(names), Counter(names)
+    tokens = [0] * len(runs)
+    for run, features in rows:
+        tokens[run] += formulation.answer_length(features)
+    losses = torch.zeros(len(runs), device=device)
+    for members in _parts(tuner, rows, adapters, max_padding):
+        batch = formulation.collate([rows[i][1] for i in members])
+        own = [names[i] for i in members]
+        asked = {} if runs[0].adapter is None else {"adapter_names": own}
+        place = Part(on_device([ranks[i] for i in members], device), total)
+        with nullcontext() if tuner is None else tuner.part_of_step(place):
+            logits = model(**to_device(batch, device), **asked).logits
+        found, of_row = formulation.answer_losses(logits, batch["labels"])
+        of_run = [rows[members[row]][0] for row in of_row]
+        shares = on_device([1 / tokens[run] for run in of_run], device)
+        each = torch.zeros_like(losses).index_add(0, on_device(of_run, device), found * shares)
+        if tuner is not None and tuner.smop_layer.routing_losses:
+            terms = tuner.smop_layer.routing_losses
+            each = each + torch.stack([terms.get(name, each.new_zeros(())) for name in adapters])
+        backward(each.sum())
+        losses += each.detach()
+    if tuner is not None:
+        tuner.smop_layer.end_step(total)
+    return losses
+
+
+def _parts(
+    tuner: SMoPModel | None,
+    rows: Sequence[tuple[int, Features]],
+    adapters: Sequence[str],
+    max_padding: float,
+) -> list[list[int]]:
+    """Which rows share a pass: all of them, where one row's part in the loss sees another row."""
+    if tuner is not None and not tuner.smop_layer.rows_are_independent(adapters):
+        return [list(range(len(rows)))]
+    return cut([len(features["input_ids"]) for _, features in rows], max_padding)
+
+
+def _tuner(model: Any) -> SMoPModel | None:
+    """The SMoP model in what a trainer may have wrapped."""
+    tuner = getattr(getattr(model, "module", model), "base_model", None)
+    return tuner if isinstance(tuner, SMoPModel) else None
+
+
+def _active(tuner: SMoPModel | None) -> str:
+    return "" if tuner is None else tuner.active_adapters[0]
