@@ -62,6 +62,10 @@ def compare(
             min=1, help="Learning rates tried for each method, chosen by validation on one seed."
         ),
     ] = 1,
+    pack: Annotated[
+        int,
+        typer.Option(min=1, help="Runs of the SMoP family that are trained at once, in one pass."),
+    ] = 1,
     controls: Annotated[
         bool,
         typer.Option(
@@ -122,6 +126,7 @@ def compare(
             seeds=range(seed, seed + seeds),
             trials=trials,
             output=where,
+            pack=pack,
             console=quiet,
         )
     except KeyboardInterrupt:

@@ -1,6 +1,14 @@
 """One run and many runs: specifications, store, comparison."""
 
-from peft_smop.lab.run import environment, predictions_as_rows, prepare, put, run, score_as_dict
+from peft_smop.lab.run import (
+    environment,
+    predictions_as_rows,
+    prepare,
+    put,
+    run,
+    run_packed,
+    score_as_dict,
+)
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
 from peft_smop.lab.study import study
@@ -19,6 +27,7 @@ __all__ = [
     "prepare",
     "put",
     "run",
+    "run_packed",
     "score_as_dict",
     "study",
     "typed",

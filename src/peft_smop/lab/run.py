@@ -7,7 +7,6 @@ import platform
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +16,12 @@ import numpy as np
 import torch
 from peft import TaskType
 from rich.console import Console
+from rich.progress import Progress
 from torch import nn
 from transformers import set_seed
 
 from peft_smop.costs import training_flops
-from peft_smop.errors import ConfigError, RunError
+from peft_smop.errors import ConfigError, RunError, SMoPError
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
 from peft_smop.methods import (
@@ -47,9 +47,13 @@ from peft_smop.tasks import Example, Split, Task, load_task
 from peft_smop.training import (
     Fit,
     ProgressBar,
+    Training,
     TrainingOptions,
+    bars,
     fit,
+    fit_packed,
     last_complete_checkpoint,
+    share_backbone,
 )
 
 PACKAGES = ("peft-smop", "torch", "transformers", "peft", "accelerate")
@@ -142,6 +146,127 @@ def run(
         SMoPError: the specification, the data, the model or the directory are not usable.
     """
     console = console or Console(quiet=True)
+    begun = _begin(spec, output, resume=resume, overwrite=overwrite)
+    if isinstance(begun, dict):
+        return begun
+    with bars(console) as progress:
+        fitted = fit(begun.training(title or spec.method.name, progress, resume=resume))
+    return begun.finish(fitted, console)
+
+
+def run_packed(
+    specs: Sequence[RunSpec],
+    outputs: Sequence[Path],
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    titles: Sequence[str] | None = None,
+) -> list[dict[str, Any] | SMoPError]:
+    """Train several runs of one task and backbone at once; each ends as `run` would end it.
+
+    A run is tested and saved as soon as it has ended, whatever becomes of the others.
+
+    Args:
+        specs: what to do; of the SMoP family, as `fit_packed` takes them.
+        outputs: the runs' directories.
+        resume: go on with unfinished runs; finished ones return their results.
+        console: where to say how it goes; quiet by default.
+        titles: what the runs are called there.
+
+    Returns:
+        For every run the content of its `result.json`, or the error that ended it.
+
+    Raises:
+        SMoPError: as for `run`, before any training; or the runs cannot share a pass.
+    """
+    console = console or Console(quiet=True)
+    results: dict[int, dict[str, Any] | SMoPError] = {}
+    begun: dict[int, _Begun] = {}
+    for place, (spec, output) in enumerate(zip(specs, outputs, strict=True)):
+        started = _begin(spec, output, resume=resume and output.is_dir())
+        if isinstance(started, dict):
+            results[place] = started
+            continue
+        begun[place] = started
+        # at once, so that no more than two backbones are ever held
+        share_backbone(next(iter(begun.values())).prepared.model, started.prepared.model)
+    places = list(begun)
+
+    def on_end(number: int, outcome: Fit | SMoPError) -> None:
+        place = places[number]
+        results[place] = (
+            outcome
+            if isinstance(outcome, SMoPError)
+            else begun[place].finish(outcome, console, packed=len(places))
+        )
+
+    with bars(console) as progress:
+        names = titles or [spec.method.name for spec in specs]
+        trainings = [
+            one.training(names[place], progress, resume=resume) for place, one in begun.items()
+        ]
+        if trainings:
+            fit_packed(trainings, on_end=on_end)
+    return [results[place] for place in range(len(specs))]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A run whose directory is written and whose training may begin."""
+
+    spec: RunSpec
+    prepared: Prepared
+    directory: RunDirectory
+    resumed: bool
+    started: float
+
+    def training(self, title: str, progress: Progress, *, resume: bool) -> Training:
+        prepared, spec = self.prepared, self.spec
+        return Training(
+            model=prepared.model,
+            formulation=prepared.formulation,
+            train=prepared.train,
+            validation=prepared.split.validation,
+            options=_with_rate(spec),
+            seed=spec.seed,
+            output=self.directory.checkpoints,
+            num_prompts=prompts_to_choose(prepared.model),
+            resume=resume,
+            callbacks=[ProgressBar(progress, f"{prepared.task.name} {title} seed {spec.seed}")],
+        )
+
+    def finish(self, fitted: Fit, console: Console, *, packed: int = 1) -> dict[str, Any]:
+        """Test, save, and write the result last of all."""
+        prepared, directory, spec = self.prepared, self.directory, self.spec
+        seconds = time.monotonic() - self.started
+        if fitted.truncated:
+            console.print(
+                f"{fitted.truncated} of {len(prepared.train)} training inputs are longer than"
+                f" {prepared.formulation.max_length} tokens and were cut"
+            )
+        evaluation = test_once(prepared)
+        if spec.method.routing == "released":
+            evaluation = replace(evaluation, alarms=(*evaluation.alarms, NEIGHBOURS))
+        _save(prepared, directory.adapter)
+        write_jsonl(directory.metrics, fitted.history)
+        rows = predictions_as_rows(prepared.task, evaluation.predictions)
+        write_jsonl(directory.predictions, rows)
+        result = _result(spec, prepared, fitted, evaluation)
+        result["training"] |= {
+            "seconds": round(seconds, 1),
+            "resumed": self.resumed,
+            "packed": packed,
+        }
+        result |= {"cost": _cost(prepared, fitted), "environment": environment()}
+        write_json(directory.result, result)
+        shutil.rmtree(directory.checkpoints, ignore_errors=True)
+        return result
+
+
+def _begin(
+    spec: RunSpec, output: Path, *, resume: bool = False, overwrite: bool = False
+) -> _Begun | dict[str, Any]:
+    """Check and prepare a run, and write down what it is; a finished one's result."""
     directory = RunDirectory(output)
     directory.check(resume=resume, overwrite=overwrite)
     if resume and directory.spec.is_file():
@@ -150,7 +275,6 @@ def run(
             _check_same_data(*load_task_of(spec), directory)
             return directory.read_result()
     prepared = prepare(spec)
-    train, split = prepared.train, prepared.split
     # only now: an earlier result outlives a mistake in the new run's data or options
     output.mkdir(parents=True, exist_ok=True)
     if overwrite:
@@ -160,46 +284,8 @@ def run(
     spec.save(directory.spec)
     write_json(directory.task, asdict(prepared.task))
     write_json(directory.split, prepared.split.record())
-
     resumed = resume and last_complete_checkpoint(directory.checkpoints) is not None
-    started = time.monotonic()
-    progress = ProgressBar(
-        console, f"{prepared.task.name} {title or spec.method.name} seed {spec.seed}"
-    )
-    with ExitStack() as stack:
-        stack.callback(progress.close)
-        fitted = fit(
-            prepared.model,
-            prepared.formulation,
-            train,
-            split.validation,
-            _with_rate(spec),
-            seed=spec.seed,
-            output=directory.checkpoints,
-            num_prompts=prompts_to_choose(prepared.model),
-            resume=resume,
-            callbacks=[progress],
-        )
-    seconds = time.monotonic() - started
-    if fitted.truncated:
-        console.print(
-            f"{fitted.truncated} of {len(train)} training inputs are longer than"
-            f" {prepared.formulation.max_length} tokens and were cut"
-        )
-    evaluation = test_once(prepared)
-    if spec.method.routing == "released":
-        evaluation = replace(evaluation, alarms=(*evaluation.alarms, NEIGHBOURS))
-    _save(prepared, directory.adapter)
-    write_jsonl(directory.metrics, fitted.history)
-    write_jsonl(directory.predictions, predictions_as_rows(prepared.task, evaluation.predictions))
-    result = {
-        **_result(spec, prepared, fitted, evaluation, seconds=seconds, resumed=resumed),
-        "cost": _cost(prepared, fitted),
-        "environment": environment(),
-    }
-    write_json(directory.result, result)
-    shutil.rmtree(directory.checkpoints, ignore_errors=True)
-    return result
+    return _Begun(spec, prepared, directory, resumed, time.monotonic())
 
 
 def test_once(prepared: Prepared) -> Evaluation:
@@ -321,9 +407,6 @@ def _result(
     prepared: Prepared,
     fitted: Fit,
     evaluation: Evaluation,
-    *,
-    seconds: float,
-    resumed: bool,
 ) -> dict[str, Any]:
     parameters = ParameterCount.of(prepared.model)
     record = prepared.split.record()
@@ -339,8 +422,6 @@ def _result(
             "best_step": fitted.best_step,
             "stopped_early": fitted.stopped_early,
             "learning_rate": learning_rate(spec),
-            "seconds": round(seconds, 1),
-            "resumed": resumed,
             "revived_prompts": fitted.revived_prompts,
         },
         "parameters": {

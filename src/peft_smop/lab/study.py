@@ -10,11 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
-from peft_smop.errors import ConfigError, DivergedError
-from peft_smop.lab.run import load_task_of, run
+from peft_smop.errors import ConfigError, DivergedError, RunError, SMoPError
+from peft_smop.lab.run import load_task_of, run, run_packed
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import write_json
 from peft_smop.lab.variants import Variant, check_method
+from peft_smop.methods import can_pack
 
 
 def study(
@@ -24,6 +25,7 @@ def study(
     seeds: Sequence[int],
     trials: int,
     output: Path,
+    pack: int = 1,
     console: Console | None = None,
 ) -> dict[str, list[Path]]:
     """Run every variant with every seed; runs that are finished are not run again.
@@ -38,6 +40,7 @@ def study(
         seeds: of initialisation, noise, data order and, where the task is split here, split.
         trials: learning rates to try for each variant.
         output: a directory for all runs.
+        pack: how many runs of the SMoP family are trained at once, see `fit_packed`.
         console: where to say how it goes.
 
     Returns:
@@ -54,21 +57,25 @@ def study(
         one.name: [_spec(common, one, rate, seeds[0]) for rate in spaces[one.name][:trials]]
         for one in variants
     }
+    rates: dict[str, float | None] = {one.name: spaces[one.name][0] for one in variants}
     if trials > 1:
         _check_test_is_fixed([_spec(common, variants[0], None, seed) for seed in seeds])
-    groups: dict[str, list[Path]] = {}
-    for number, one in enumerate(variants, start=1):
-        if console:
-            console.print(f"{number}/{len(variants)} {one.name}", markup=False)
-        rate = _search(every[one.name], one.name, output, console)
-        groups[one.name] = [
-            _run(_spec(common, one, rate, seed), output, one.name, console)[1] for seed in seeds
-        ]
-    return groups
+        rates = {name: _search(every[name], name, output, pack, console) for name in every}
+    jobs = {
+        one.name: [_spec(common, one, rates[one.name], seed) for seed in seeds] for one in variants
+    }
+    everything = [(name, spec) for name, specs in jobs.items() for spec in specs]
+    for outcome in _run_all(everything, output, pack, console):
+        if isinstance(outcome, SMoPError):
+            raise outcome
+    if trials == 1:
+        for name in every:  # these runs have finished: only the log is written
+            _search(every[name], name, output, pack, None)
+    return {name: [_where(spec, output, name) for spec in specs] for name, specs in jobs.items()}
 
 
 def _search(
-    specs: Sequence[RunSpec], name: str, output: Path, console: Console | None
+    specs: Sequence[RunSpec], name: str, output: Path, pack: int, console: Console | None
 ) -> float | None:
     """The learning rate with the best validation score; what was tried goes into the log.
 
@@ -76,19 +83,19 @@ def _search(
         DivergedError: every trial diverged.
     """
     trials: list[dict[str, Any]] = []
-    for spec in specs:
+    outcomes = _run_all([(name, spec) for spec in specs], output, pack, console)
+    for spec, outcome in zip(specs, outcomes, strict=True):
         trial: dict[str, Any] = {"learning_rate": spec.training.learning_rate}
-        try:
-            result, path = _run(spec, output, name, console)
+        if isinstance(outcome, DivergedError):
+            trial |= {"validation": None, "diverged": str(outcome)}
+        elif isinstance(outcome, SMoPError):
+            raise outcome
+        else:
             trial |= {
-                "validation": result["validation"]["score"],
-                "seconds": result["training"]["seconds"],
-                "run": path.name,
+                "validation": outcome["validation"]["score"],
+                "seconds": outcome["training"]["seconds"],
+                "run": _where(spec, output, name).name,
             }
-        except DivergedError as error:
-            if len(specs) == 1:
-                raise
-            trial |= {"validation": None, "diverged": str(error)}
         trials.append(trial)
     finished = [trial for trial in trials if trial["validation"] is not None]
     if not finished:
@@ -141,13 +148,43 @@ def _spec(common: Mapping[str, Any], one: Variant, rate: float | None, seed: int
     return RunSpec.of({**common, "method": one.method, "training": training, "seed": seed})
 
 
-def _run(
-    spec: RunSpec, output: Path, name: str, console: Console | None
-) -> tuple[dict[str, Any], Path]:
-    """One run, in a directory whose name tells its content."""
+def _where(spec: RunSpec, output: Path, name: str) -> Path:
+    """A run's directory, whose name tells its content."""
     content = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
     mark = hashlib.sha256(content.encode()).hexdigest()[:8]
     folder = "".join(c if c.isalnum() or c in "-=." else "_" for c in name)
-    where = output / "runs" / f"{folder[:60]}-lr{spec.training.learning_rate:g}-s{spec.seed}-{mark}"
-    title = f"{name} lr {spec.training.learning_rate:g}"
-    return run(spec, where, resume=where.is_dir(), console=console, title=title), where
+    return output / "runs" / f"{folder[:60]}-lr{spec.training.learning_rate:g}-s{spec.seed}-{mark}"
+
+
+def _run_all(
+    jobs: Sequence[tuple[str, RunSpec]], output: Path, pack: int, console: Console | None
+) -> list[dict[str, Any] | SMoPError]:
+    """Run named specifications: packed where they can be, the rest one after the other.
+
+    Returns:
+        For every job its result, or the error by which its training ended.
+    """
+    outcomes: dict[int, dict[str, Any] | SMoPError] = {}
+    together = [place for place, (_, spec) in enumerate(jobs) if pack > 1 and can_pack(spec.method)]
+    packs = [together[i : i + pack] for i in range(0, len(together), pack)]
+    alone = [[place] for place in range(len(jobs)) if place not in together]
+    for places in sorted(packs + alone):
+        specs = [jobs[place][1] for place in places]
+        names = [jobs[place][0] for place in places]
+        titles = [f"{n} lr {s.training.learning_rate:g}" for n, s in zip(names, specs, strict=True)]
+        outputs = [_where(spec, output, name) for name, spec in zip(names, specs, strict=True)]
+        if console:
+            said = f"{places[0] + 1}/{len(jobs)} {', '.join(dict.fromkeys(names))}"
+            together_with = f" ({len(places)} runs at once)" if len(places) > 1 else ""
+            console.print(f"{said} seed {specs[0].seed}{together_with}", markup=False)
+        if len(places) > 1:
+            found = run_packed(specs, outputs, resume=True, console=console, titles=titles)
+            outcomes.update(zip(places, found, strict=True))
+            continue
+        try:
+            outcomes[places[0]] = run(
+                specs[0], outputs[0], resume=outputs[0].is_dir(), console=console, title=titles[0]
+            )
+        except RunError as error:
+            outcomes[places[0]] = error
+    return [outcomes[place] for place in range(len(jobs))]

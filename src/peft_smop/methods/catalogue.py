@@ -275,6 +275,12 @@ def virtual_tokens(spec: MethodSpec) -> int:
     return spec.num_virtual_tokens or method_of(spec).virtual_tokens
 
 
+def can_pack(spec: MethodSpec) -> bool:
+    """Whether runs of this method can share passes: adapters of rows that see no other rows."""
+    routing = "single" if spec.name == "single" else spec.routing or SMoPConfig.routing
+    return spec.name in ("smop", "single") and STRATEGIES[routing].rows_independent
+
+
 def build(backbone: PreTrainedModel, spec: MethodSpec, setting: Setting) -> nn.Module:
     """Adapt a backbone; it is changed in place, and frozen but for full fine-tuning.
 

@@ -1,9 +1,10 @@
 """One fit: trainer, batching, schedule, stopping, resume."""
 
 from peft_smop.training.batching import LengthSampler, cut, padding_ratio
-from peft_smop.training.fit import Fit, fit
+from peft_smop.training.fit import Fit, Training, fit
 from peft_smop.training.options import TrainingOptions
-from peft_smop.training.progress import ProgressBar
+from peft_smop.training.packed import fit_packed, share_backbone
+from peft_smop.training.progress import ProgressBar, bars
 from peft_smop.training.steps import Rows, forward_backward
 from peft_smop.training.trainer import last_complete_checkpoint
 
@@ -12,10 +13,14 @@ __all__ = [
     "LengthSampler",
     "ProgressBar",
     "Rows",
+    "Training",
     "TrainingOptions",
+    "bars",
     "cut",
     "fit",
+    "fit_packed",
     "forward_backward",
     "last_complete_checkpoint",
     "padding_ratio",
+    "share_backbone",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from peft_smop.training.options import TrainingOptions
 from peft_smop.training.trainer import (
     CompleteCheckpoint,
     ScoringTrainer,
+    Step,
     last_complete_checkpoint,
 )
 
@@ -59,54 +61,80 @@ class Fit:
     truncated: int
     """Training inputs that were longer than the longest length."""
     seconds_per_step: float | None
-    """Median time of a training step; None when there were too few."""
+    """Median time of a training step; None when there were too few, or other runs in them."""
     peak_memory: int | None
     """Most memory of a training step in bytes, see `costs.PeakMemory`; None when not measured."""
     revived_prompts: int
     """How often a dead prompt was started again, since a resume."""
 
 
-def fit(
-    model: nn.Module,
-    formulation: Formulation,
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    options: TrainingOptions,
-    *,
-    seed: int,
-    output: Path,
-    num_prompts: int | None = None,
-    resume: bool = False,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> Fit:
+@dataclass(frozen=True)
+class Training:
+    """Everything that one fit is given."""
+
+    model: nn.Module
+    """Adapted; left holding the best state by validation score."""
+    formulation: Formulation
+    """How the task is put to it."""
+    train: Sequence[Example]
+    """Labelled examples to learn from."""
+    validation: Sequence[Example]
+    """Labelled examples to choose by."""
+    options: TrainingOptions
+    seed: int
+    """Of data order, dropout and whatever else is drawn."""
+    output: Path
+    """A folder for checkpoints."""
+    num_prompts: int | None = None
+    """k, where the method chooses between prompts."""
+    resume: bool = False
+    """Go on from the newest whole checkpoint in `output`, if there is one."""
+    callbacks: Sequence[TrainerCallback] = ()
+    """Further callbacks, such as a progress bar."""
+
+
+def fit(training: Training) -> Fit:
     """Train until the epochs are over or the validation score stops rising.
 
-    Args:
-        model: an adapted model; left holding the best state by validation score.
-        formulation: how the task is put to it.
-        train: labelled examples to learn from.
-        validation: labelled examples to choose by.
-        options: optimisation and stopping.
-        seed: of data order, dropout and whatever else is drawn.
-        output: a folder for checkpoints.
-        num_prompts: k, where the method chooses between prompts.
-        resume: go on from the newest whole checkpoint in `output`, if there is one; the run ends
-            with the weights it would have had without the interruption.
-        callbacks: further callbacks, such as a progress bar.
+    A resumed run ends with the weights that it would have had without the interruption.
 
     Raises:
         RunError: the loss or the weights stopped being finite.
     """
+    checkpoint = last_complete_checkpoint(training.output) if training.resume else None
+    with libraries_quiet():
+        return fit_with(training, checkpoint)
+
+
+@contextmanager
+def libraries_quiet() -> Iterator[None]:
+    """Leave out a warning that a user can do nothing about."""
+    with warnings.catch_warnings():
+        # transformers still passes a learning rate schedule through an interface torch has renamed
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+        yield
+
+
+def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None = None) -> Fit:
+    """Fit from a checkpoint on.
+
+    Args:
+        training: what is trained.
+        checkpoint: a whole one; None: from the start.
+        step: computes losses and gradients in place of the model's own pass.
+    """
+    model, options, seed = training.model, training.options, training.seed
+    formulation, num_prompts = training.formulation, training.num_prompts
     formulation.truncated = 0
-    features = [formulation.encode(example) for example in train]
+    features = [formulation.encode(example) for example in training.train]
     truncated = formulation.truncated
-    majority = majority_label([example.label for example in train])
+    majority = majority_label([example.label for example in training.train])
 
     def score() -> Evaluation:
         return evaluate(
             model,
             formulation,
-            validation,
+            training.validation,
             majority_label=majority,
             num_prompts=num_prompts,
             batch_size=2 * options.batch_size,
@@ -114,39 +142,38 @@ def fit(
         )
 
     meter = StepMeter()
-    own: list[TrainerCallback] = [CompleteCheckpoint(), meter]
+    own: list[TrainerCallback] = [CompleteCheckpoint()]
+    if step is None:  # time and memory of a shared pass are no one run's
+        own.append(meter)
     revival = _revival(model, num_prompts, seed) if options.revive_dead_prompts else None
     if revival is not None:
         own.append(revival)
-    checkpoint = last_complete_checkpoint(output) if resume else None
     trainer = ScoringTrainer(
         score=score,
         formulation=formulation,
         features=features,
         max_padding=options.max_padding,
         rates=_rates(model, options),
+        step=step,
         model=model,
-        args=_arguments(options, output, seed, rows=len(features)),
+        args=_arguments(options, training.output, seed, rows=len(features)),
         callbacks=[
             EarlyStoppingCallback(early_stopping_patience=options.patience),
             *own,
-            *callbacks,
+            *training.callbacks,
         ],
     )
     trainer.remove_callback(PrinterCallback)
     set_seed(seed)
-    if checkpoint is not None and _had_ended(checkpoint, options.patience):
+    if checkpoint is not None and had_ended(checkpoint, options.patience):
         # the trainer would not know that it was done, and take another step
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         trainer.state.best_model_checkpoint = str(
-            output / Path(str(trainer.state.best_model_checkpoint)).name
+            training.output / Path(str(trainer.state.best_model_checkpoint)).name
         )
         trainer._load_best_model()
         return _outcome(trainer.state, truncated, meter, revival)
-    with warnings.catch_warnings():
-        # transformers still passes a learning rate schedule through an interface torch has renamed
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return _outcome(trainer.state, truncated, meter, revival)
 
 
@@ -185,13 +212,19 @@ def _revival(model: nn.Module, num_prompts: int | None, seed: int) -> Revival:
     return Revival(layer, adapter, seed)
 
 
-def _had_ended(checkpoint: Path, patience: int) -> bool:
+def had_ended(checkpoint: Path, patience: int) -> bool:
     """Whether the run had taken all its steps, or run out of patience, when it was interrupted."""
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     if state.global_step >= state.max_steps:
         return True
     scores = [entry["eval_score"] for entry in state.log_history if "eval_score" in entry]
     return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
+
+
+def is_first_checkpoint(checkpoint: Path) -> bool:
+    """Whether a run had been evaluated only once when it was interrupted."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    return sum("eval_score" in entry for entry in state.log_history) == 1
 
 
 def _outcome(state: TrainerState, truncated: int, meter: StepMeter, revival: Revival | None) -> Fit:

@@ -1,4 +1,4 @@
-"""A progress bar with the loss, the validation score and the time left."""
+"""Progress bars with the loss, the validation score and the time left."""
 
 from __future__ import annotations
 
@@ -9,18 +9,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
+def bars(console: Console) -> Progress:
+    """Where runs draw their lines, one each; enter it before training."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}  {task.fields[score]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
 class ProgressBar(TrainerCallback):
     """One line on the terminal; where there is none, a line of text at every evaluation.
 
     Args:
-        console: where to draw.
+        progress: where to draw.
         title: what the line begins with.
     """
 
-    def __init__(self, console: Console, title: str) -> None:
-        self.console = console
+    def __init__(self, progress: Progress, title: str) -> None:
+        self.progress = progress
+        self.console = progress.console
         self.title = title
-        self.progress: Progress | None = None
         self.loss, self.score = "loss –", "validation –"
 
     def on_train_begin(
@@ -31,16 +45,6 @@ class ProgressBar(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Draw the empty bar."""
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}  {task.fields[score]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
         self.bar = self.progress.add_task(
             self.title,
             total=state.max_steps,
@@ -48,7 +52,6 @@ class ProgressBar(TrainerCallback):
             loss=self.loss,
             score=self.score,
         )
-        self.progress.start()
 
     def on_step_end(
         self,
@@ -58,8 +61,7 @@ class ProgressBar(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Move on by a step."""
-        if self.progress:
-            self.progress.update(self.bar, completed=state.global_step)
+        self.progress.update(self.bar, completed=state.global_step)
 
     def on_log(
         self,
@@ -86,11 +88,4 @@ class ProgressBar(TrainerCallback):
                     soft_wrap=True,
                     markup=False,
                 )
-        if self.progress:
-            self.progress.update(self.bar, loss=self.loss, score=self.score)
-
-    def close(self) -> None:
-        """Remove the bar, however training ended."""
-        if self.progress:
-            self.progress.stop()
-            self.progress = None
+        self.progress.update(self.bar, loss=self.loss, score=self.score)

@@ -212,6 +212,9 @@ class CompleteCheckpoint(TrainerCallback):
     The trainer's own rotation would delete the last whole checkpoint before the new one is marked.
     """
 
+    def __init__(self) -> None:
+        self._newest: Path | None = None
+
     def on_save(
         self,
         args: TrainingArguments,
@@ -220,7 +223,7 @@ class CompleteCheckpoint(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the mark; keep this checkpoint and the best one."""
+        """Write the mark."""
         assert args.output_dir is not None
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not folder.is_dir():
@@ -228,17 +231,31 @@ class CompleteCheckpoint(TrainerCallback):
         if model is not None:
             _save_trained(model, folder)
         (folder / COMPLETE).touch()
+        self._newest = folder
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the newest checkpoint and the best one; runs that share steps have saved by now."""
+        if self._newest is None:
+            return
         best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else ""
-        for other in Path(args.output_dir).glob("checkpoint-*"):
-            if other.name not in (folder.name, best):
+        for other in self._newest.parent.glob("checkpoint-*"):
+            if other.name not in (self._newest.name, best):
                 shutil.rmtree(other, ignore_errors=True)
+        self._newest = None
 
 
-def last_complete_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None."""
-    steps = {
+def complete_checkpoints(output: Path) -> dict[int, Path]:
+    """The checkpoints that were written to their end, by step."""
+    return {
         int(folder.name.rsplit("-", 1)[1]): folder
         for folder in output.glob("checkpoint-*")
         if folder.name.rsplit("-", 1)[1].isdigit() and (folder / COMPLETE).is_file()
     }
+
+
+def last_complete_checkpoint(output: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None."""
+    steps = complete_checkpoints(output)
     return steps[max(steps)] if steps else None
