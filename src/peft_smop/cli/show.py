@@ -55,6 +55,12 @@ def print_result(console: Console, result: Mapping[str, Any], where: Path) -> No
         f"trained {parameters['trainable']:,} parameters, {parameters['percentage']:.4f} %,"
         f" at a learning rate of {training['learning_rate']:g}",
     ]
+    environment = result["environment"]
+    if "precision" in environment:  # not in results of earlier versions
+        lines.append(
+            f"backbone in {environment['precision']} on {environment['device']},"
+            f" {environment['attention']} attention"
+        )
     if result["truncated_test_inputs"]:
         lines.append(
             f"{result['truncated_test_inputs']} test inputs were cut to the longest length"

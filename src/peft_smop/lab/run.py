@@ -257,7 +257,15 @@ class _Begun:
             "resumed": self.resumed,
             "packed": packed,
         }
-        result |= {"cost": _cost(prepared, fitted), "environment": environment()}
+        backbone = prepared.backbone.model
+        result |= {
+            "cost": _cost(prepared, fitted),
+            "environment": {
+                **environment(),
+                "precision": str(backbone.dtype).removeprefix("torch."),
+                "attention": str(backbone.config._attn_implementation),
+            },
+        }
         write_json(directory.result, result)
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
         return result

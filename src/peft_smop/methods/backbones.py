@@ -32,6 +32,8 @@ AUTO_CLASSES = {
 }
 DEFAULT_MODEL = "t5-base"
 KNOWN_NAMES = (MODEL_NAME, "t5-small", "t5-base", "t5-large", "google/flan-t5-base")
+LARGE_FOR_A_CPU = 50_000_000
+"""Parameters from which a CPU's bf16 units are used; smaller models gain little and lose digits."""
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -96,12 +98,20 @@ def task_type_of(config: PreTrainedConfig) -> str:
     return "SEQ_CLS"
 
 
-def precision(name: str, device: torch.device) -> torch.dtype:
-    """The backbone's precision: "auto" is bf16 where the device computes in it natively."""
-    if name == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+def precision(name: str, device: torch.device, parameters: int) -> torch.dtype:
+    """The backbone's precision: "auto" is bf16 where the device has matrix units for it.
+
+    On a CPU (AMX) only for backbones large enough to spend their time there.
+    """
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        units: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        large = parameters >= LARGE_FOR_A_CPU
+        native = device.type == "cpu" and large and bool(units.get("amx_bf16"))
+    return torch.bfloat16 if native else torch.float32
 
 
 def load_backbone(
@@ -140,7 +150,10 @@ def load_backbone(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments)
         model = AUTO_CLASSES[kind].from_pretrained(
-            source.location, dtype=precision(dtype, device), use_safetensors=True, **extra
+            source.location,
+            dtype=precision(dtype, device, _parameters(config, kind)),
+            use_safetensors=True,
+            **extra,
         )
     except ImportError as error:
         raise ConfigError(_first_sentence(error)) from error
@@ -153,6 +166,12 @@ def load_backbone(
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return LoadedBackbone(model.to(device), tokenizer, kind)
+
+
+def _parameters(config: PreTrainedConfig, kind: str) -> int:
+    """How many parameters a model has, without its weights."""
+    with torch.device("meta"):
+        return AUTO_CLASSES[kind].from_config(config).num_parameters()
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:
