@@ -76,7 +76,7 @@ def cost(
     ] = "sorted",
     steps: Annotated[
         int, typer.Option(min=0, help="Steps to time; 0 leaves time and memory out.")
-    ] = 5,
+    ] = 3,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="Of the backbone.")
     ] = "auto",

@@ -27,7 +27,7 @@ from peft_smop.costs import (
     training_flops,
 )
 from peft_smop.errors import ConfigError
-from peft_smop.lab.variants import Variant, check_method
+from peft_smop.lab.variants import Variant, check_method, check_methods
 from peft_smop.methods import (
     ParameterCount,
     Setting,
@@ -123,7 +123,7 @@ def costing(
     length: int | None = None,
     batch_size: int = 32,
     order: Order = "sorted",
-    steps: int = 5,
+    steps: int = 3,
     dtype: Literal["auto", "fp32", "bf16"] = "auto",
     on_progress: Callable[[str], None] = lambda done: None,
 ) -> Costing:
@@ -145,7 +145,7 @@ def costing(
     Raises:
         SMoPError: anything is not as it should be.
     """
-    _check(methods)
+    check_methods(methods)
     definition, rows = _task(task, data, length)
     set_seed(SEED)
     source = _source(model, len(definition.labels), drawn=steps > 0)
@@ -182,14 +182,6 @@ def costing(
 def progress_steps(methods: int, steps: int) -> int:
     """How often `costing` tells of its progress."""
     return methods * (1 + (1 + WARMUP + steps if steps else 0))
-
-
-def _check(methods: Sequence[Variant]) -> None:
-    names = [one.name for one in methods]
-    for one in methods:
-        if names.count(one.name) > 1:
-            raise ConfigError(f"method {one.name!r} is named twice; name every method once")
-        check_method(one)
 
 
 def _task(task: str, data: Path | None, length: int | None) -> tuple[Task, Sequence[Example]]:
@@ -294,10 +286,11 @@ class _Bench:
         on_progress: Callable[[str], None],
     ) -> list[Cost]:
         """Memory of each method alone on the device, then the time of all in turn."""
-        batch = {k: v.to(self.device) for k, v in self._batch(self.batch_size, length).items()}
+        batch = self._batch(self.batch_size, length, self.device)
+        small = self._batch(1, 8, self.device)
         memories = []
         for one in methods:
-            memories.append(_memory_of(_Step(self._on_device(one), batch)))
+            memories.append(_memory_of(_Step(self._on_device(one), batch), small))
             on_progress(one.name)
         dtype = precision(self.dtype, self.device)
         frozen = self.source.model.to(self.device, dtype)  # the CPU's is needed no longer
@@ -335,11 +328,13 @@ class _Bench:
         )
         return build(backbone, one.spec, setting)
 
-    def _batch(self, rows: int, length: int) -> dict[str, Tensor]:
+    def _batch(
+        self, rows: int, length: int, device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
         """Random tokens, none of them padding: what a batch costs is decided by its shape."""
         generator = torch.Generator().manual_seed(SEED)
         vocabulary = self.source.model.get_input_embeddings().num_embeddings
-        ids = torch.randint(5, vocabulary, (rows, length), generator=generator)
+        ids = torch.randint(5, vocabulary, (rows, length), generator=generator).to(device)
         made = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.source.task_type == "SEQ_CLS":
             return {**made, "labels": ids[:, 0] % len(self.task.labels)}
@@ -376,15 +371,19 @@ class _Step:
         )
 
     def __call__(self) -> None:
+        """Take the step on its own batch."""
+        self.on(self.batch)
+
+    def on(self, batch: dict[str, Tensor]) -> None:
         """Forward, backward, update."""
-        self.model(**self.batch).loss.backward()
+        self.model(**batch).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
-def _memory_of(step: _Step) -> PeakMemory:
-    """The peak of a step that is not the first: the optimiser's state is there already."""
-    step()
+def _memory_of(step: _Step, small: dict[str, Tensor]) -> PeakMemory:
+    """The peak of a step after one on a small batch, so that the optimiser's state is there."""
+    step.on(small)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     memory = PeakMemory()
