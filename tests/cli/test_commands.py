@@ -19,7 +19,7 @@ def trained(smop, toy_task, saved_models, tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "tasks", "demo"])
+@pytest.mark.parametrize("command", ["train", "cost", "evaluate", "predict", "tasks", "demo"])
 def test_every_command_s_help_shows_an_example(smop, command):
     code, out, _ = smop(command, "--help")
     assert code == 0

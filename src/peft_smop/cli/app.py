@@ -11,12 +11,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from peft_smop.cli import compare, demo, evaluate, methods, predict, tasks, train
+from peft_smop.cli import compare, cost, demo, evaluate, methods, predict, tasks, train
 from peft_smop.errors import SMoPError
 
 app = typer.Typer(
     name="smop",
-    help="Sparse mixtures of soft prompts for frozen models: train, compare, evaluate, predict.",
+    help="Sparse mixtures of soft prompts for frozen models:"
+    " train, compare, cost, evaluate, predict.",
     epilog="Begin with: [bold]smop demo[/bold]  (two minutes, nothing to download)",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
+app.command("cost")(cost.cost)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("tasks")(tasks.tasks)

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from peft_smop.cli.show import typed_options
+from peft_smop.cli.show import or_dash, plain_table, typed_options
+from peft_smop.costs.cost import GFLOPS, MEMORY, SECONDS, TRAINED
 from peft_smop.errors import ConfigError
 from peft_smop.lab import matched_controls, study, variant, write_json
 from peft_smop.methods import DEFAULT_MODEL
@@ -28,12 +29,10 @@ DEFINITIONS = (
     " models, and where seeds disagree, or there is one, others may come out otherwise",
     "validation: mean score of the chosen states; lr: learning rate; load: share of the test rows"
     " that each prompt got, the largest first",
-    "trained: parameters that are trained and read, and those allocated where PEFT allocates more;"
-    " %: of all parameters",
-    "s/100: seconds of 100 training steps, median over steps and seeds, evaluation left out",
-    "MiB: most memory in a training step, median over seeds; on CUDA all that PyTorch allocated, on"
-    " the CPU the growth of the process, weights left out",
-    "GFLOPs: of forward and backward for the training example of median length, without padding",
+    TRAINED,
+    f"{SECONDS}, median over steps and seeds, evaluation left out",
+    f"{MEMORY}; median over seeds",
+    f"{GFLOPS}; of forward and backward for the training example of median length, unpadded",
 )
 
 
@@ -169,15 +168,8 @@ def _print(rows: Sequence[Row], *, seeds: int, trials: int, title: str) -> None:
             )
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return table
-
-
 def _scores(rows: Sequence[Row]) -> Table:
-    table = _table(
+    table = plain_table(
         "method", rows[0].metric, "difference", "95 %", "p", "won", "verdict", "validation"
     )
     for row in rows:
@@ -194,7 +186,9 @@ def _scores(rows: Sequence[Row]) -> Table:
 
 
 def _costs(rows: Sequence[Row]) -> Table:
-    table = _table("method", "trained", "allocated", "%", "lr", "s/100", "MiB", "GFLOPs", "load")
+    table = plain_table(
+        "method", "trained", "allocated", "%", "lr", "s/100", "MiB", "GFLOPs", "load"
+    )
     for row in rows:
         table.add_row(
             row.name,
@@ -202,13 +196,9 @@ def _costs(rows: Sequence[Row]) -> Table:
             f"{row.allocated:,}",
             f"{row.percentage:.4f}",
             f"{row.learning_rate:g}",
-            _or_dash(row.seconds_per_100_steps, ".1f"),
-            _or_dash(row.peak_memory_mib, ",.0f"),
-            _or_dash(row.training_gflops_per_example, ".3g"),
+            or_dash(row.seconds_per_100_steps, ".1f"),
+            or_dash(row.peak_memory_mib, ",.0f"),
+            or_dash(row.training_gflops_per_example, ".3g"),
             " ".join(f"{part:.0%}" for part in row.load[:8]) if len(row.load) > 1 else "",
         )
     return table
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)

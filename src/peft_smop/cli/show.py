@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from peft_smop.errors import ConfigError
@@ -26,6 +27,19 @@ def typed_options(given: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {option}: expected KEY=VALUE")
         found[key] = typed(value)
     return found
+
+
+def plain_table(*columns: str) -> Table:
+    """A table without lines: a column of names, and columns of figures."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def or_dash(value: float | None, form: str) -> str:
+    """A figure, or a dash where there is none."""
+    return "–" if value is None else format(value, form)
 
 
 def score_lines(score: Mapping[str, Any], *, part: str) -> list[str]:

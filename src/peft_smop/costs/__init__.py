@@ -1,6 +1,18 @@
-"""What a method costs: meters for memory and arithmetic."""
+"""What a method costs: meters for parameters, arithmetic, time and memory, of any model."""
 
-from peft_smop.costs.flops import training_flops
+from peft_smop.costs.cost import Cost, SampleFlops, mean_cost
+from peft_smop.costs.flops import FlopsByLength, inference_flops, training_flops
 from peft_smop.costs.memory import PeakMemory
+from peft_smop.costs.times import Times, measure
 
-__all__ = ["PeakMemory", "training_flops"]
+__all__ = [
+    "Cost",
+    "FlopsByLength",
+    "PeakMemory",
+    "SampleFlops",
+    "Times",
+    "inference_flops",
+    "mean_cost",
+    "measure",
+    "training_flops",
+]

@@ -25,6 +25,8 @@ class PeakMemory:
     def __init__(self) -> None:
         self.bytes: int | None = None
         """None before the first stretch has ended, and where the system cannot tell."""
+        self.reserved: int | None = None
+        """On CUDA what PyTorch held from the device at most; None elsewhere."""
         self._before: int | None = None
         self._is_running = False
 
@@ -52,6 +54,7 @@ class PeakMemory:
         self._is_running = False
         if torch.cuda.is_available():
             found = torch.cuda.max_memory_allocated()
+            self.reserved = max(torch.cuda.max_memory_reserved(), self.reserved or 0)
         elif self._before is not None:
             found = max(0, _status("VmHWM") - self._before)
         else:

@@ -1,5 +1,6 @@
 """One run and many runs: specifications, store, comparison."""
 
+from peft_smop.lab.costing import Costing, costing, progress_steps
 from peft_smop.lab.run import (
     environment,
     predictions_as_rows,
@@ -16,15 +17,18 @@ from peft_smop.lab.trained import Trained, load_trained
 from peft_smop.lab.variants import Variant, matched_controls, typed, variant, variants
 
 __all__ = [
+    "Costing",
     "RunDirectory",
     "RunSpec",
     "Trained",
     "Variant",
+    "costing",
     "environment",
     "load_trained",
     "matched_controls",
     "predictions_as_rows",
     "prepare",
+    "progress_steps",
     "put",
     "run",
     "run_packed",

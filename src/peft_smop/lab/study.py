@@ -14,7 +14,7 @@ from peft_smop.errors import ConfigError, DivergedError, RunError, SMoPError
 from peft_smop.lab.run import load_task_of, run, run_packed
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import write_json
-from peft_smop.lab.variants import Variant, check_method
+from peft_smop.lab.variants import Variant, check_methods
 from peft_smop.methods import can_pack
 
 
@@ -115,10 +115,7 @@ def _check(
     variants: Sequence[Variant], spaces: Mapping[str, tuple[float, ...]], trials: int
 ) -> None:
     names = [one.name for one in variants]
-    for one in variants:
-        if names.count(one.name) > 1:
-            raise ConfigError(f"method {one.name!r} is named twice; name every method once")
-        check_method(one)
+    check_methods(variants)
     smallest = min(names, key=lambda name: len(spaces[name]))
     if trials > len(spaces[smallest]):
         raise ConfigError(

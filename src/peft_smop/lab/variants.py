@@ -105,6 +105,19 @@ def check_method(one: Variant) -> PeftConfig | None:
     return configure(one.spec, Setting(TaskType.SEQ_2_SEQ_LM, ("yes", "no"), "", 0, steps=1))
 
 
+def check_methods(chosen: Sequence[Variant]) -> None:
+    """Check variants that are to stand side by side.
+
+    Raises:
+        ConfigError: one is named twice, or contradicts itself.
+    """
+    names = [one.name for one in chosen]
+    for one in chosen:
+        if names.count(one.name) > 1:
+            raise ConfigError(f"method {one.name!r} is named twice; name every method once")
+        check_method(one)
+
+
 def matched_controls(chosen: Sequence[Variant]) -> list[Variant]:
     """For every mixture among the variants what it must be held against.
 

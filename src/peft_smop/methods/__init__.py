@@ -6,6 +6,8 @@ from peft_smop.methods.backbones import (
     LoadedBackbone,
     default_device,
     load_backbone,
+    load_tokenizer,
+    precision,
 )
 from peft_smop.methods.catalogue import (
     METHODS,
@@ -20,10 +22,12 @@ from peft_smop.methods.catalogue import (
     prompts_to_choose,
     virtual_tokens,
 )
+from peft_smop.methods.shapes import SHAPES, is_shape_only, random_backbone
 
 __all__ = [
     "DEFAULT_MODEL",
     "METHODS",
+    "SHAPES",
     "LoadedBackbone",
     "Method",
     "MethodSpec",
@@ -34,10 +38,14 @@ __all__ = [
     "check_adapter",
     "configure",
     "default_device",
+    "is_shape_only",
     "load_adapter",
     "load_backbone",
+    "load_tokenizer",
     "method_of",
+    "precision",
     "prompts_to_choose",
+    "random_backbone",
     "read_config",
     "virtual_tokens",
 ]

@@ -174,6 +174,20 @@ def _parameters(config: PreTrainedConfig, kind: str) -> int:
         return AUTO_CLASSES[kind].from_config(config).num_parameters()
 
 
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer without its model.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{directory} holds no tokenizer that can be read: {_first_sentence(error)}"
+        ) from error
+
+
 def _forget_quantization(model: PreTrainedModel) -> None:
     """Drop the mark of a format that reading has undone: the weights are plain by now.
 

@@ -1,6 +1,16 @@
 """Tables and figures from finished runs; reads files only."""
 
 from peft_smop.report.comparison import Row, compare, draw
+from peft_smop.report.costs import CostRatios, cost_ratios
 from peft_smop.report.significance import Difference, holm, paired_bootstrap
 
-__all__ = ["Difference", "Row", "compare", "draw", "holm", "paired_bootstrap"]
+__all__ = [
+    "CostRatios",
+    "Difference",
+    "Row",
+    "compare",
+    "cost_ratios",
+    "draw",
+    "holm",
+    "paired_bootstrap",
+]
