@@ -350,9 +350,13 @@ def _ratios(line: Mapping[str, Any], reference: Mapping[str, Any]) -> list[float
 
 def _spread(ratios: list[float]) -> str:
     if len(ratios) < 3:
-        return f"{median(ratios):.3f}"
-    low, _, high = quantiles(ratios, n=4, method="inclusive")
-    return f"{median(ratios):.3f} [{low:.3f}, {high:.3f}]"
+        return _ratio(median(ratios))
+    low, middle, high = map(_ratio, quantiles(ratios, n=4, method="inclusive"))
+    return f"{middle} [{low}, {high}]"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _time(seconds: float) -> str:
