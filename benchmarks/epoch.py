@@ -156,9 +156,9 @@ def _ours(
         ScoringTrainer(
             score=never,
             features=features,
+            formulation=formulation,
             model=model,
             args=_arguments(given, folder),
-            data_collator=formulation.collate,
         )
     )
 
