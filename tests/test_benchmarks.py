@@ -18,6 +18,7 @@ SCRIPTS = {
     "router": ["--rows", "4", "--tokens", "8"],
     "mixed": ["--rows", "64", "--tokens", "8"],
     "scaling": ["--rows", "4", "--tokens", "8"],
+    "packed": ["--rows", "4", "--steps", "1", "--runs", "2", "--tasks", "medley"],
     "compile": ["--rows", "4", "--tokens", "8"],
     "packing": ["--rows", "4", "--batches", "2", "--task", "medley"],
 }
