@@ -1,7 +1,7 @@
 """What the benchmarks share: models, rows of text, an interleaved clock, records and their tables.
 
 A record holds everything that was measured and under which conditions; a table is made from a
-record alone.
+record alone. `python benchmarks/bench.py > benchmarks/records/README.md` makes all of them.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def bare_step(model: nn.Module, batch: Batch) -> None:
 def load_rows(given: argparse.Namespace, name: str, model: nn.Module) -> tuple[Split, Formulation]:
     """A task's examples, with words and punctuation marks as tokens.
 
-    There is no T5 tokenizer without a download; its pieces are about as long.
+    They stand in for T5's tokenizer, which would have to be downloaded.
     """
     data = given.data if name != "medley" else None
     task, split = load_task(name, data=data, seed=given.seed)
@@ -376,3 +376,9 @@ def _verdict(bar: Mapping[str, Any], line: Mapping[str, Any], by_key: Mapping[An
     met = value >= bar["limit"] if bar["at_least"] else value <= bar["limit"]
     sign = "≥" if bar["at_least"] else "≤"
     return f"{name}: {value:.3f}, {sign} {bar['limit']:g} {'met' if met else '**not met**'}"
+
+
+if __name__ == "__main__":
+    print("# What was measured\n\nMade from the records beside, by `python benchmarks/bench.py`.")
+    for path in sorted(RECORDS.glob("*.json")):
+        print(f"\n## {path.stem}\n\n{table(json.loads(path.read_text(encoding='utf-8')))}")

@@ -68,6 +68,10 @@ def test_help_gives_an_example(name, script, capsys):
     assert f"example: python benchmarks/{name}.py" in capsys.readouterr().out
 
 
+def test_the_tables_are_made_from_the_records(script):
+    assert script("bench") == (FOLDER / "records" / "README.md").read_text()
+
+
 def test_a_table_puts_value_and_bar_side_by_side(script, tmp_path):
     record = {
         "benchmark": "step",
