@@ -14,11 +14,11 @@ check: format lint types layers test  ## everything a change must pass
 
 format:
 	@tools/setup dev
-	@$(bin)/ruff format --check src tests tools
+	@$(bin)/ruff format --check src tests tools benchmarks
 
 lint:
 	@tools/setup dev
-	@$(bin)/ruff check src tests tools
+	@$(bin)/ruff check src tests tools benchmarks
 
 types:
 	@tools/setup dev

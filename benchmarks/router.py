@@ -1,0 +1,104 @@
+"""What the prompt itself costs: mean, router, choice and splice, without the backbone.
+
+Against a forward pass and a training step of the bare backbone on the same rows.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+import bench
+from bench import Call, Line, Result
+from peft_smop.tuner.rows import RowAdapters
+from peft_smop.tuner.splice import Layout, left_padding, mean_embedding
+
+FORWARD = "bare forward"
+STEP = "bare step"
+LOOPS = 20
+"""Passes in one reading of the clock: one alone is too short for it."""
+
+
+def measure(given: Namespace) -> Result:
+    """The parts for several k, in evaluation and in training."""
+    bare = bench.backbone(given)
+    batch = bench.random_batch(given, given.rows, given.tokens)
+    x, mask = bare.get_input_embeddings()(batch["input_ids"]), batch["attention_mask"]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            bare(**batch)
+
+    lines = []
+    for k in (4, 64, 1024):
+        model = bench.adapted(bare, "smop", num_prompts=k)
+        parts = _parts(model, x, mask)
+        calls = {what: _repeated(call) for what, call in parts.items()}
+        calls |= {FORWARD: forward, STEP: lambda: bench.bare_step(bare, batch)}
+        for what, seconds in bench.interleave(calls, given.repeats).items():
+            scale = 1 / LOOPS if what in parts else 1.0
+            lines.append(Line(f"k={k}", what, seconds, scale=scale))
+    return Result(
+        says=f"{bench.RANDOM}; {given.rows} rows of {given.tokens} tokens, l=5",
+        per="pass",
+        over=(FORWARD, STEP),
+        lines=lines,
+    )
+
+
+def _parts(model: PeftModel, x: Tensor, mask: Tensor) -> dict[str, Call]:
+    """Every part alone, and all of them as the hooks do them."""
+    layer, rows = model.smop_layer, RowAdapters(("default",), None, len(x))
+    mean = mean_embedding(x, mask != 0)
+
+    def splice(prompts: Tensor) -> Tensor:
+        layout = Layout.of(
+            padding=left_padding(mask),
+            lengths=layer.lengths(rows, x.device),
+            tokens=x.shape[1],
+            width=layer.width(rows),
+            slack="right",
+        )
+        layout.mask(mask)
+        return layout.embeddings(prompts.to(x.dtype), x)
+
+    def whole() -> Tensor:
+        return splice(layer.soft_prompts(mean_embedding(x, mask != 0), rows))
+
+    def train() -> None:
+        layer.train()
+        whole().sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    prompts = layer.soft_prompts(mean, rows).detach()
+    return {
+        "mean embedding": _evaluated(layer, lambda: mean_embedding(x, mask != 0)),
+        "router and choice": _evaluated(layer, lambda: layer.soft_prompts(mean, rows)),
+        "splice": _evaluated(layer, lambda: splice(prompts)),
+        "all, evaluation": _evaluated(layer, whole),
+        "all, training with backward": train,
+    }
+
+
+def _evaluated(layer: nn.Module, call: Call) -> Call:
+    def evaluated() -> None:
+        layer.eval()
+        with torch.inference_mode():
+            call()
+
+    return evaluated
+
+
+def _repeated(call: Call) -> Call:
+    def repeated() -> None:
+        for _ in range(LOOPS):
+            call()
+
+    return repeated
+
+
+if __name__ == "__main__":
+    bench.main("router", __doc__, measure, repeats=15, rows=32, tokens=96)
