@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from peft import PeftModel, PromptLearningConfig
+from peft import PeftModel, PeftType, PromptLearningConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
@@ -117,6 +117,28 @@ class Formulation(ABC):
     def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
         """Score every label for every row."""
 
+    def _continued_scores(
+        self,
+        first: Float[Tensor, "b v"],
+        answers: Sequence[list[int]],
+        go_on: Callable[[Int[Tensor, "r n"]], Float[Tensor, "r n v"]],
+    ) -> LabelScores:
+        """Score m answers after each of b inputs whose verdict on the first token is known.
+
+        Args:
+            first: logits of the first token.
+            answers: the tokens of each answer.
+            go_on: given the first n tokens of every answer after every input (r = b·m rows, the
+                answers of one input together), the logits of the tokens that follow them.
+        """
+        labels = self._pad(answers, IGNORED_LABEL).to(first.device).repeat(len(first), 1)
+        logits = first.repeat_interleave(len(answers), dim=0)[:, None]
+        if labels.shape[1] > 1:
+            # behind the end of a shorter answer stands any token: nothing looks at its verdict
+            logits = torch.cat([logits, go_on(labels[:, :-1].clamp(min=0))], dim=1)
+        scores = _sequence_scores(logits, labels)
+        return LabelScores(scores.view(len(first), len(answers)), repeats=1)
+
     def _cut(self, ids: list[int], room: int, *, keep_last: int = 0) -> list[int]:
         """Cut to `room` tokens, keeping the last few, which end the input."""
         if len(ids) <= room:
@@ -200,23 +222,35 @@ class TextToText(Formulation):
         return batch
 
     def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
-        """Encode once, then decode all labels together: b·m short decoder rows."""
+        """Encode once and decode the first token once, then go on with each label: b·m short rows.
+
+        The decoder's keys and values of the text are computed once for all labels.
+        """
         device = next(model.parameters()).device
         inputs = to_device(self._inputs(features), device)
-        rows, count = len(features), len(self._answers)
-        start = model.config.decoder_start_token_id
-        first = torch.full((rows, 1), start, device=device)
-        states = model(**inputs, decoder_input_ids=first).encoder_last_hidden_state
-        labels = self._pad(self._answers, IGNORED_LABEL).to(device).repeat(rows, 1)
-        shifted = labels.roll(1, dims=1).clamp(min=0)
-        shifted[:, 0] = start
-        repeated = {k: v.repeat_interleave(count, dim=0) for k, v in inputs.items()}
-        logits = model(
-            **repeated,
-            encoder_outputs=BaseModelOutput(states.repeat_interleave(count, dim=0)),
-            decoder_input_ids=shifted,
-        ).logits
-        return LabelScores(_sequence_scores(logits, labels).view(rows, count), repeats=1)
+        count, start = len(self._answers), model.config.decoder_start_token_id
+        first = torch.full((len(features), 1), start, device=device)
+        cached = not _fills_cache(model)
+        read = model(**inputs, decoder_input_ids=first, use_cache=cached)
+        states = read.encoder_last_hidden_state
+
+        def go_on(tokens: Int[Tensor, "r n"]) -> Float[Tensor, "r n v"]:
+            known: dict[str, Any] = {}
+            if cached:
+                known["past_key_values"] = read.past_key_values
+                known["past_key_values"].batch_repeat_interleave(count)
+            else:
+                tokens = torch.cat([first.repeat_interleave(count, dim=0), tokens], dim=1)
+            logits = model(
+                **{name: values.repeat_interleave(count, dim=0) for name, values in inputs.items()},
+                encoder_outputs=BaseModelOutput(states.repeat_interleave(count, dim=0)),
+                decoder_input_ids=tokens,
+                use_cache=cached,
+                **known,
+            ).logits
+            return logits if cached else logits[:, 1:]
+
+        return self._continued_scores(read.logits[:, -1], self._answers, go_on)
 
 
 class Continuation(Formulation):
@@ -278,30 +312,29 @@ class Continuation(Formulation):
         if _splices_anew(model):
             return self._whole_rows(model, features)
         device = next(model.parameters()).device
-        rows, count = len(features), len(self._answers)
+        count = len(self._answers)
         contexts = to_device(self._inputs(features, side="left"), device)
         # counted from the first token, wherever padding puts it
         positions = (contexts["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         # the head is large, and of a text only its last token's verdict is looked at
         last_only = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
         read = model(**contexts, position_ids=positions, use_cache=True, **last_only)
-        cache = read.past_key_values
-        cache.batch_repeat_interleave(count)
-        answers = self._pad(self._answers, IGNORED_LABEL).to(device).repeat(rows, 1)
         mask = contexts["attention_mask"].repeat_interleave(count, dim=0)
-        length = answers.shape[1] - 1
-        logits = read.logits[:, -1:].repeat_interleave(count, dim=0)
-        if length:
-            last = positions[:, -1:].repeat_interleave(count, dim=0)
-            continued = model(
-                input_ids=answers[:, :-1].clamp(min=0),
+        last = positions[:, -1:].repeat_interleave(count, dim=0)
+
+        def go_on(tokens: Int[Tensor, "r n"]) -> Float[Tensor, "r n v"]:
+            cache = read.past_key_values
+            cache.batch_repeat_interleave(count)
+            length = tokens.shape[1]
+            return model(
+                input_ids=tokens,
                 attention_mask=torch.cat([mask, mask.new_ones(len(mask), length)], dim=1),
                 position_ids=last + torch.arange(1, length + 1, device=device),
                 past_key_values=cache,
                 use_cache=True,
-            )
-            logits = torch.cat([logits, continued.logits], dim=1)
-        return LabelScores(_sequence_scores(logits, answers).view(rows, count), repeats=1)
+            ).logits
+
+        return self._continued_scores(read.logits[:, -1], self._answers, go_on)
 
     def _whole_rows(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
         """One row for every text and label; labels are passed so that routes follow the text."""
@@ -320,6 +353,16 @@ def _takes(model: nn.Module, argument: str) -> bool:
     """Whether the bare model's forward has a parameter of this name."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return argument in inspect.signature(base.forward).parameters
+
+
+def _fills_cache(model: nn.Module) -> bool:
+    """Whether PEFT puts a prompt of its own into the decoder, and so cannot go on from a cache."""
+    configs = getattr(model, "peft_config", {}).values()
+    only_encoder = (PeftType.PROMPT_TUNING, PeftType.P_TUNING)
+    return any(
+        isinstance(config, PromptLearningConfig) and config.peft_type not in only_encoder
+        for config in configs
+    )
 
 
 def _splices_anew(model: nn.Module) -> bool:
