@@ -192,3 +192,35 @@ def test_collapse_and_dead_prompts_are_said(saved_models):
     one_label = tuple(Example(e.id, e.text, 1) for e in EXAMPLES)
     honest = evaluate(model, formulation, one_label, majority_label=1, num_prompts=4)
     assert not any(a.startswith("collapsed") for a in honest.alarms)
+
+
+class Passes:
+    """Counts the tokens, padding included, of every pass that encodes."""
+
+    def __init__(self, model):
+        self.tokens = []
+        model.register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def count(self, module, args, kwargs):
+        if "encoder_outputs" not in kwargs:
+            self.tokens.append(kwargs["input_ids"].numel())
+
+
+@pytest.mark.parametrize(("routing", "passes"), [("linear", 2), ("released", 1)])
+def test_a_batch_is_cut_where_padding_would_cost_unless_its_rows_see_each_other(
+    saved_models, monkeypatch, routing, passes
+):
+    config = SMoPConfig(task_type="SEQ_2_SEQ_LM", routing=routing)
+    monkeypatch.setitem(ENCODER_DECODER_CONFIGS, routing, lambda task_type: config)
+    model, formulation = formulated(saved_models, "t5", routing)
+    long = " ".join(["the cat is red and the dog is blue"] * 4)
+    examples = [Example(str(i), text, 0) for i, text in enumerate(["the cat", long, "the dog"])]
+    seen = Passes(model)
+    found = predict(model, formulation, examples)
+    assert [p.example for p in found] == examples
+    assert len(seen.tokens) == passes
+    text = sum(len(formulation.encode(e)["input_ids"]) for e in examples)
+    if passes > 1:
+        assert sum(seen.tokens) <= 1.1 * text
+    else:
+        assert sum(seen.tokens) > 1.1 * text

@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from peft_smop import SMoPConfig
-from peft_smop.scoring import formulate
+from peft_smop.scoring import cut, formulate
 from peft_smop.tasks import Example, Task
-from peft_smop.training import Rows, cut, forward_backward
+from peft_smop.training import Rows, forward_backward
 from tiny import without_dropout
 
 TASK = Task("toy", "{text}", ("warm", "cold"), ("warm", "cold answer:"))

@@ -41,9 +41,9 @@ from peft_smop.methods import (
     random_backbone,
     virtual_tokens,
 )
-from peft_smop.scoring import formulate
+from peft_smop.scoring import MAX_PADDING, cut, formulate
 from peft_smop.tasks import CATALOGUE, Example, Task, load_task
-from peft_smop.training import MAX_PADDING, LengthSampler, TrainingOptions, cut
+from peft_smop.training import LengthSampler, TrainingOptions
 
 TOKENS_PER_WORD = 1.2
 """Tokens for one word or punctuation mark where there is no tokenizer. On the texts of RTE BERT's

@@ -8,17 +8,20 @@ from peft_smop.scoring.formulation import (
     formulate,
     to_device,
 )
+from peft_smop.scoring.lengths import MAX_PADDING, cut
 from peft_smop.scoring.metrics import METRICS, Score, majority_label, score
 
 __all__ = [
     "DEAD_LOAD",
     "FORMULATIONS",
+    "MAX_PADDING",
     "METRICS",
     "Evaluation",
     "Features",
     "Formulation",
     "Prediction",
     "Score",
+    "cut",
     "evaluate",
     "formulate",
     "majority_label",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import nn
 
 from peft_smop.errors import RunError
 from peft_smop.scoring.formulation import Features, Formulation
+from peft_smop.scoring.lengths import MAX_PADDING, cut
 from peft_smop.scoring.metrics import Score, score
 from peft_smop.tasks import Example
 from peft_smop.tuner import Routes
@@ -44,7 +46,8 @@ def predict(
     """Score every label of every example.
 
     Examples are batched by length, longest first, so that running out of memory shows at once, and
-    come back in the order given.
+    come back in the order given. A batch that padding would make `MAX_PADDING` times its text goes
+    in several passes.
 
     Args:
         model: a PEFT model or a bare one; it is put into evaluation mode and back.
@@ -99,15 +102,23 @@ def _named(routes: Routes | None) -> list[tuple[int, float] | None]:
 def _batches(
     model: nn.Module, formulation: Formulation, features: Sequence[Features], batch_size: int
 ) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first."""
-    order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
+    """Indices in batches of similar length, longest first.
+
+    Batches are cut where they would be padded much, unless a row is seen by the others in its pass.
+    """
+    lengths = [len(f["input_ids"]) for f in features]
+    layer = getattr(model, "smop_layer", None)
+    whole = layer is not None and not layer.rows_are_independent(model.active_adapters)
+    limit = math.inf if whole else MAX_PADDING
+    order = sorted(range(len(features)), key=lambda i: -lengths[i])
     while order:
         size = batch_size
         if formulation.task_type == "CAUSAL_LM":
             vocabulary = model.config.get_text_config().vocab_size
-            row = len(features[order[0]]["input_ids"]) * len(formulation.task.labels) * vocabulary
+            row = lengths[order[0]] * len(formulation.task.labels) * vocabulary
             size = max(1, min(batch_size, LOGITS_BUDGET // row))
-        yield order[:size]
+        batch = order[:size]
+        yield from ([batch[i] for i in part] for part in cut([lengths[i] for i in batch], limit))
         order = order[size:]
 
 

@@ -1,6 +1,6 @@
 """One fit: trainer, batching, schedule, stopping, resume."""
 
-from peft_smop.training.batching import MAX_PADDING, LengthSampler, cut, padding_ratio
+from peft_smop.training.batching import LengthSampler, padding_ratio
 from peft_smop.training.fit import Fit, Training, fit
 from peft_smop.training.options import TrainingOptions
 from peft_smop.training.packed import fit_packed, share_backbone
@@ -9,7 +9,6 @@ from peft_smop.training.steps import Rows, forward_backward
 from peft_smop.training.trainer import last_complete_checkpoint
 
 __all__ = [
-    "MAX_PADDING",
     "Fit",
     "LengthSampler",
     "ProgressBar",
@@ -17,7 +16,6 @@ __all__ = [
     "Training",
     "TrainingOptions",
     "bars",
-    "cut",
     "fit",
     "fit_packed",
     "forward_backward",

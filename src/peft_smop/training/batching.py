@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from peft_smop.scoring import cut
+
 WINDOW = 50
 """Batches sorted together: enough to make padding rare, few enough to keep batches random."""
-MAX_PADDING = 1.1
-"""Tokens computed over tokens of text, beyond which a batch is computed in several passes."""
 JITTER = 0.05
 """How much lengths are blurred before sorting, so that small data do not repeat their batches."""
 
@@ -64,32 +63,3 @@ def padding_ratio(
     batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
     parts = [[batch[i] for i in part] for batch in batches for part in cut(batch, max_padding)]
     return sum(max(part) * len(part) for part in parts) / sum(ordered)
-
-
-def cut(lengths: Sequence[int], max_padding: float) -> list[list[int]]:
-    """Divide rows into groups of similar length, as few as keep padding below a limit.
-
-    Args:
-        lengths: of every row, in tokens.
-        max_padding: most tokens computed over tokens of text, at least 1.
-
-    Returns:
-        The rows' indices, longest first; one group in the order given where that is enough.
-    """
-    text = sum(lengths)
-    if max(lengths) * len(lengths) <= max_padding * text:
-        return [list(range(len(lengths)))]
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    ordered = np.asarray(lengths)[order]
-    edges = [0, len(order)]
-    padded = int(ordered[0]) * len(order)
-    while padded > max_padding * text:
-        # in every group the place where a second pass saves most
-        saved, place = max(
-            ((int(ordered[begin]) - int(ordered[at])) * (end - at), at)
-            for begin, end in pairwise(edges)
-            for at in range(begin, end)
-        )
-        edges = sorted([*edges, place])
-        padded -= saved
-    return [order[begin:end] for begin, end in pairwise(edges)]

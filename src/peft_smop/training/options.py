@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from peft_smop.training.batching import MAX_PADDING
+from peft_smop.scoring import MAX_PADDING
 
 
 class TrainingOptions(BaseModel):

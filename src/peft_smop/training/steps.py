@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from peft_smop.scoring import Features, Formulation, to_device
-from peft_smop.training.batching import cut
+from peft_smop.scoring import Features, Formulation, cut, to_device
 from peft_smop.tuner import SMoPModel
 from peft_smop.tuner.rows import Part, on_device, ranks_of
 

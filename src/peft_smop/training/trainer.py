@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from peft_smop.errors import DivergedError
-from peft_smop.scoring import Evaluation, Features, Formulation
-from peft_smop.training.batching import MAX_PADDING, LengthSampler
+from peft_smop.scoring import MAX_PADDING, Evaluation, Features, Formulation
+from peft_smop.training.batching import LengthSampler
 from peft_smop.training.steps import Rows, forward_backward
 
 TRAINED = "trained.safetensors"

@@ -331,9 +331,10 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
             self.smop_steps[name].add_(2 if self.strategies[name].divergence_weight else 1)
 
     def rows_are_independent(self, names: Iterable[str]) -> bool:
-        """Whether no row of these adapters, and no loss on their routing, sees other rows."""
+        """Whether no row of these adapters, and no training loss on them, sees other rows."""
         return all(
-            self.strategies[name].rows_independent and not self.penalties[name].is_active
+            self.strategies[name].rows_independent
+            and not (self.training and self.penalties[name].is_active)
             for name in names
         )
 
