@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import bench
 from bench import Call, Line, Result
-from peft_smop.tuner.rows import RowAdapters
+from peft_smop.rows import RowAdapters
+from peft_smop.tuner.mixture import Asked, soft_prompts
+from peft_smop.tuner.noise import fingerprints
 from peft_smop.tuner.splice import Layout, left_padding, mean_embedding
 
 FORWARD = "bare forward"
@@ -26,7 +28,7 @@ def measure(given: Namespace) -> Result:
     """The parts for several k, in evaluation and in training."""
     bare = bench.backbone(given)
     batch = bench.random_batch(given, given.rows, given.tokens)
-    x, mask = bare.get_input_embeddings()(batch["input_ids"]), batch["attention_mask"]
+    x = bare.get_input_embeddings()(batch["input_ids"])
 
     def forward() -> None:
         with torch.inference_mode():
@@ -35,7 +37,7 @@ def measure(given: Namespace) -> Result:
     lines = []
     for k in (4, 64, 1024):
         model = bench.adapted(bare, "smop", num_prompts=k)
-        parts = _parts(model, x, mask)
+        parts = _parts(model, batch, x)
         calls = {what: _repeated(call) for what, call in parts.items()}
         calls |= {FORWARD: forward, STEP: lambda: bench.bare_step(bare, batch)}
         for what, seconds in bench.interleave(calls, given.repeats).items():
@@ -49,9 +51,18 @@ def measure(given: Namespace) -> Result:
     )
 
 
-def _parts(model: PeftModel, x: Tensor, mask: Tensor) -> dict[str, Call]:
+def _parts(model: PeftModel, batch: dict[str, Tensor], x: Tensor) -> dict[str, Call]:
     """Every part alone, and all of them as the hooks do them."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     layer, rows = model.smop_layer, RowAdapters(("default",), None, len(x))
+
+    def chosen(mean: Tensor) -> Tensor:
+        content = fingerprints(ids, mask != 0) if layer.training else None
+        prompts, _ = soft_prompts(
+            layer.adapters(), rows, mean, content, asked=Asked(), training=layer.training
+        )
+        return prompts
+
     mean = mean_embedding(x, mask != 0)
 
     def splice(prompts: Tensor) -> Tensor:
@@ -66,17 +77,17 @@ def _parts(model: PeftModel, x: Tensor, mask: Tensor) -> dict[str, Call]:
         return layout.embeddings(prompts.to(x.dtype), x)
 
     def whole() -> Tensor:
-        return splice(layer.soft_prompts(mean_embedding(x, mask != 0), rows))
+        return splice(chosen(mean_embedding(x, mask != 0)))
 
     def train() -> None:
         layer.train()
         whole().sum().backward()
         model.zero_grad(set_to_none=True)
 
-    prompts = layer.soft_prompts(mean, rows).detach()
+    prompts = chosen(mean).detach()
     return {
         "mean embedding": _evaluated(layer, lambda: mean_embedding(x, mask != 0)),
-        "router and choice": _evaluated(layer, lambda: layer.soft_prompts(mean, rows)),
+        "router and choice": _evaluated(layer, lambda: chosen(mean)),
         "splice": _evaluated(layer, lambda: splice(prompts)),
         "all, evaluation": _evaluated(layer, whole),
         "all, training with backward": train,

@@ -9,7 +9,9 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-install_import_hook(["peft_smop.tuner", "peft_smop.bottleneck.layer"], "beartype.beartype")
+install_import_hook(
+    ["peft_smop.tuner", "peft_smop.rows", "peft_smop.bottleneck.layer"], "beartype.beartype"
+)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

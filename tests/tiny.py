@@ -195,10 +195,10 @@ def decided(model: PeftModel, adapter: str = "default", seed: int = 5) -> PeftMo
     generator = torch.Generator().manual_seed(seed)
     layer, spread = model.smop_layer, model.get_input_embeddings().weight.detach().float().std()
     with torch.no_grad():
-        prompts = layer.smop_prompts[adapter]
+        prompts = layer[adapter].prompts
         prompts.copy_(torch.randn(prompts.shape, generator=generator) * spread * 2)
-        if adapter in layer.smop_routers:
-            router = layer.smop_routers[adapter]
+        if layer[adapter].router is not None:
+            router = layer[adapter].router
             router.copy_(torch.randn(router.shape, generator=generator) / spread)
     return model.eval()
 
@@ -211,9 +211,9 @@ def alone(bare: PreTrainedModel, smop: SMoPLayer, made: dict[str, torch.Tensor],
     """
     assert len(made["input_ids"]) == 1
     x = bare.get_input_embeddings()(made["input_ids"])
-    p = (x[0].float().mean(dim=0) @ smop.smop_routers[name]).softmax(dim=0)
+    p = (x[0].float().mean(dim=0) @ smop[name].router).softmax(dim=0)
     c = p.argmax()
-    return c, p[c], torch.cat([(p[c] * smop.smop_prompts[name][c])[None].to(x.dtype), x], dim=1)
+    return c, p[c], torch.cat([(p[c] * smop[name].prompts[c])[None].to(x.dtype), x], dim=1)
 
 
 def answer(kind: Kind, bare: PreTrainedModel, x: torch.Tensor, made: dict[str, torch.Tensor]):

@@ -38,7 +38,7 @@ class DataError(SMoPError, ValueError):
         return cls(f"{place}: {problem}" + (f"; expected {expected}" if expected else ""))
 
 
-class CheckpointError(SMoPError):
+class CheckpointError(SMoPError, RuntimeError):
     """A saved adapter that is missing, damaged, of another kind, or of another backbone."""
 
 

@@ -255,7 +255,7 @@ def test_names_that_do_not_divide_an_encoder_s_rows_are_refused():
     kind, made = KINDS["t5"], batch(KINDS["t5"])
     model = zoo(kind)
     states = kind.model().get_encoder()(made["input_ids"])
-    with pytest.raises(ConfigError, match=r"3 entries for 4 rows"):
+    with pytest.raises(ConfigError, match=r"3 entries for a batch of 4 rows"):
         model(encoder_outputs=states, labels=made["labels"], adapter_names=["wide"] * 3)
 
 

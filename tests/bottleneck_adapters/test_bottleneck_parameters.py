@@ -135,7 +135,7 @@ def test_on_a_double_backbone_bottlenecks_are_double():
 
 
 def test_a_bf16_sum_is_computed_in_fp32_and_rounded_once():
-    layer = BottleneckLayer(torch.nn.Linear(32, 32).bfloat16())
+    layer = BottleneckLayer(torch.nn.Linear(32, 32).bfloat16(), object())
     layer.add_adapter(
         "default", size=4, activation="relu", generator=torch.Generator().manual_seed(0)
     )

@@ -158,7 +158,7 @@ class TestAdapters:
     def test_prompts_of_another_width(self, smop, trained):
         path = trained / "adapter" / "adapter_model.safetensors"
         tensors = load_file(path)
-        key = next(name for name in tensors if name.endswith("smop_prompts"))
+        key = next(name for name in tensors if name.endswith("smop_adapters.prompts"))
         tensors[key] = torch.zeros(4, 5, 768)
         save_file(tensors, path)
         refused(smop("evaluate", trained), path, "width 768", "32 wide")
@@ -166,7 +166,7 @@ class TestAdapters:
     def test_prompts_of_another_shape(self, smop, trained):
         path = trained / "adapter" / "adapter_model.safetensors"
         tensors = load_file(path)
-        key = next(name for name in tensors if name.endswith("smop_prompts"))
+        key = next(name for name in tensors if name.endswith("smop_adapters.prompts"))
         tensors[key] = torch.zeros(2, 5, 32)
         save_file(tensors, path)
         refused(smop("evaluate", trained), "does not fit")

@@ -80,7 +80,7 @@ def test_every_step_of_a_whole_packed_training_has_the_loss_and_gradient_it_has_
     original = ScoringTrainer.training_step
 
     def checked(self, model, rows, *args, **kwargs):
-        steps = model.smop_layer.smop_steps["default"]
+        steps = model.smop_layer["default"].steps
         before = steps.clone()
         alone = self._alone(model, rows)
         parameters = {n: p for n, p in model.named_parameters() if p.grad is not None}

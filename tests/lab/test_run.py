@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_gives_others(
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(spec(toy_task, saved_models["t5"], seed=seed), tmp_path / name)
         weights.append(load_file(tmp_path / name / "adapter" / "adapter_model.safetensors"))
-    key = "base_model.model.smop.smop_prompts"
+    key = "base_model.model.smop.smop_adapters.prompts"
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     assert not torch.equal(weights[0][key], weights[2][key])
 
@@ -114,7 +114,7 @@ def scored_by_step(monkeypatch, score):
 
     def evaluate(model, *args, **kwargs):
         found = original(model, *args, **kwargs)
-        steps = int(model.smop_layer.smop_steps["default"])
+        steps = int(model.smop_layer["default"].steps)
         return replace(found, score=replace(found.score, value=float(score(steps))))
 
     monkeypatch.setattr(module, "evaluate", evaluate)
@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
     def explodes(self, model, inputs, *args, **kwargs):
         if self.state.global_step == 4:
             with torch.no_grad():
-                model.smop_layer.smop_prompts["default"].mul_(float("inf"))
+                model.smop_layer["default"].prompts.mul_(float("inf"))
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(ScoringTrainer, "training_step", explodes)

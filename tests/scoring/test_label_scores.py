@@ -176,7 +176,7 @@ def test_a_prompt_that_leaves_no_room_in_the_model_s_positions_is_refused(saved_
 def test_collapse_and_dead_prompts_are_said(saved_models):
     model, formulation = formulated(saved_models, "t5", "smop")
     with torch.no_grad():
-        model.smop_layer.smop_routers["default"].zero_()  # equal logits: the first prompt takes all
+        model.smop_layer["default"].router.zero_()  # equal logits: the first prompt takes all
     found = evaluate(model, formulation, EXAMPLES, majority_label=0, num_prompts=4)
     assert found.load == (1.0, 0.0, 0.0, 0.0)
     assert any(a.startswith("dead prompts: 3 of 4") for a in found.alarms)

@@ -55,7 +55,7 @@ def mixed(saved_models, kind, **options):
         if {"x", "y"} & set(name.split(".")):
             parameter.requires_grad_(True)
     with torch.no_grad():  # a router that chooses
-        for router in model.smop_layer.smop_routers.values():
+        for router in [model.smop_layer[name].router for name in model.smop_layer]:
             router.copy_(torch.randn_like(router))
     return model.train(), formulation, [formulation.encode(example(i)) for i in range(12)]
 
@@ -67,7 +67,7 @@ def gradients(model):
 
 
 def steps_of(model):
-    return {name: int(step) for name, step in model.smop_layer.smop_steps.items()}
+    return {name: int(model.smop_layer[name].steps) for name in model.smop_layer}
 
 
 @settings(deadline=None, max_examples=80)
@@ -127,7 +127,7 @@ def test_runs_in_one_step_have_the_losses_and_gradients_they_have_alone(saved_mo
     runs = [Rows(rows[:5], "x"), Rows(rows[5:], "y")]
     together = forward_backward(model, formulation, runs, max_padding=1.1)
     joint, counted = gradients(model), steps_of(model)
-    for step in model.smop_layer.smop_steps.values():
+    for step in [model.smop_layer[name].steps for name in model.smop_layer]:
         step.zero_()
     for one, loss in zip(runs, together, strict=True):
         (alone,) = forward_backward(model, formulation, [one], max_padding=1.1)
@@ -180,7 +180,7 @@ def test_a_routing_loss_joins_the_loss_of_its_own_run(saved_models):
     batch = formulation.collate(rows)
     runs = [Rows(rows, "x"), Rows(rows, "y")]
     x, y = forward_backward(model, formulation, runs, max_padding=math.inf)
-    for step in model.smop_layer.smop_steps.values():
+    for step in [model.smop_layer[name].steps for name in model.smop_layer]:
         step.zero_()
     assert_close(x, model(**batch, adapter_names=["x"] * 6).loss.detach(), **CLOSE)
     assert_close(y, model(**batch, adapter_names=["y"] * 6).loss.detach(), **CLOSE)
@@ -191,10 +191,10 @@ def test_a_run_whose_loss_is_not_a_number_leaves_the_others_theirs(saved_models)
     runs = [Rows(rows[:6], "x"), Rows(rows[6:], "y")]
     forward_backward(model, formulation, runs, max_padding=1.1)
     healthy = gradients(model)
-    for step in model.smop_layer.smop_steps.values():
+    for step in [model.smop_layer[name].steps for name in model.smop_layer]:
         step.zero_()
     with torch.no_grad():
-        model.smop_layer.smop_prompts["x"].fill_(math.nan)
+        model.smop_layer["x"].prompts.fill_(math.nan)
     x, y = forward_backward(model, formulation, runs, max_padding=1.1)
     assert x.isnan()
     assert y.isfinite()

@@ -71,7 +71,7 @@ def test_the_active_adapter_decides_and_switching_back_restores_the_output(name)
 def test_only_the_active_adapter_is_trainable_and_the_backbone_never_is():
     model = two("t5")
     of = {
-        name: {f"base_model.model.smop.smop_{part}.{name}" for part in ("prompts", "routers")}
+        name: {f"base_model.model.smop.smop_adapters.{name}.{p}" for p in ("prompts", "router")}
         for name in "ab"
     }
     assert trainable(model) == of["a"]
@@ -148,7 +148,7 @@ def test_an_adapter_of_the_same_name_can_be_added_again_after_deletion():
     model = two("llama")
     model.delete_adapter("b")
     model.add_adapter("b", config(kind, num_virtual_tokens=3, router_scope="input"))
-    assert model.smop_layer.smop_prompts["b"].shape == (4, 3, 32)
+    assert model.smop_layer["b"].prompts.shape == (4, 3, 32)
     model.set_adapter("b")
     model(**batch(kind))
 
@@ -208,7 +208,7 @@ def test_any_name_is_trained_saved_loaded_switched_and_deleted(adapter, tmp_path
     assert torch.equal(again(**made).logits, expected)
     again.delete_adapter(adapter)
     assert torch.equal(again(**made).logits, expected)
-    assert list(again.smop_layer.smop_prompts) == ["other"]
+    assert list(again.smop_layer) == ["other"]
 
 
 def test_one_name_within_another_is_not_mixed_up(tmp_path):
@@ -238,7 +238,7 @@ def test_a_failed_adapter_leaves_the_model_as_it_was(tmp_path):
     with pytest.raises(Exception, match="does not exist"):
         model.add_adapter("b", config(kind, init="adapter", init_adapter=str(tmp_path / "gone")))
     assert list(model.peft_config) == ["default"]
-    assert list(model.smop_layer.smop_prompts) == ["default"]
+    assert list(model.smop_layer) == ["default"]
     assert torch.equal(model(**made).logits, expected)
 
 
@@ -311,7 +311,7 @@ def test_a_copy_gives_the_same_output_and_is_independent(name, copied):
     expected = model(**made).logits
     other = copied(model)
     assert torch.equal(other(**made).logits, expected)
-    other.smop_layer.smop_prompts["a"].zero_()
+    other.smop_layer["a"].prompts.zero_()
     assert torch.equal(model(**made).logits, expected)
     assert not torch.equal(other(**made).logits, expected)
     other.set_adapter("b")
@@ -325,9 +325,7 @@ def test_training_mode_reaches_adapters_that_are_added_later():
     model.add_adapter("b", config(KINDS["t5"]))
     model.set_adapter("b")
     assert model.smop_layer.training
-    made = batch(KINDS["t5"])
-    model(**made)
-    assert model.smop_layer.smop_steps["b"] == 1
+    assert model.smop_layer["b"].training
 
 
 # -- a backbone that carries LoRA --------------------------------------------------------------
@@ -398,7 +396,7 @@ def test_training_the_prompt_over_lora_moves_nothing_of_the_lora():
     with torch.enable_grad():
         model(**batch(KINDS["t5"])).loss.backward()
     assert {key for key, p in model.named_parameters() if p.grad is not None} == {
-        f"base_model.model.smop.smop_{part}.default" for part in ("prompts", "routers")
+        f"base_model.model.smop.smop_adapters.default.{part}" for part in ("prompts", "router")
     }
 
 

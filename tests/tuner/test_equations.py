@@ -7,20 +7,23 @@ import torch
 from peft import get_peft_model
 from torch.testing import assert_close
 
+from by_hand import ByHand
 from peft_smop import SMoPConfig
-from peft_smop.tuner.layer import RowAdapters, SMoPLayer
+from peft_smop.rows import RowAdapters
 from peft_smop.tuner.noise import normal, row_keys
-from peft_smop.tuner.routing import Linear, RowState, Single
-from peft_smop.tuner.splice import Layout, context_mask, left_padding, mean_embedding
+from peft_smop.tuner.routing import Linear, RowState
+from peft_smop.tuner.scope import context_mask
+from peft_smop.tuner.splice import Layout, left_padding, mean_embedding
+from peft_smop.tuner.strategies import Single
 from tiny import KINDS, batch
 
 LN3 = math.log(3.0)
 
 
-def layer(*, perturbation=False, training=False) -> SMoPLayer:
+def layer(*, perturbation=False, training=False) -> ByHand:
     """Two prompts of one token in two dimensions; the router reads the two coordinates as
     logits."""
-    made = SMoPLayer()
+    made = ByHand()
     made.add_adapter(
         "a",
         prompts=torch.tensor([[[1.0, 2.0]], [[10.0, 20.0]]]),
@@ -82,14 +85,16 @@ def test_the_perturbation_is_there_in_training_only_and_repeats_from_the_same_st
     mean, rows = torch.tensor([[LN3, 0.5]] * 3), RowAdapters(("a",), None, 3)
     quiet = layer(perturbation=True)
     assert_close(quiet.soft_prompts(mean, rows), layer().soft_prompts(mean, rows))
-    assert quiet.smop_steps["a"] == 0
+    assert quiet["a"].steps == 0
     first, again = layer(perturbation=True, training=True), layer(perturbation=True, training=True)
-    one, two = first.soft_prompts(mean, rows), first.soft_prompts(mean, rows)
-    assert first.smop_steps["a"] == 2
+    one = first.soft_prompts(mean, rows)
+    assert torch.equal(first.soft_prompts(mean, rows), one)  # computed again within a step
+    first.end_step()
+    two = first.soft_prompts(mean, rows)
     assert not torch.equal(one, two)
     assert not torch.equal(one[0], one[1])
     assert torch.equal(again.soft_prompts(mean, rows), one)
-    again.smop_steps["a"].fill_(1)  # resumed after the first batch
+    again["a"].steps.fill_(1)  # resumed after the first step
     assert torch.equal(again.soft_prompts(mean, rows), two)
 
 
@@ -103,15 +108,16 @@ def test_an_adapter_s_noise_does_not_depend_on_the_rows_it_shares_a_batch_with()
         seed=3,
     )
     mean = torch.tensor([[LN3, 0.5], [0.1, 0.7], [LN3, 0.2]])
-    mixed = both.soft_prompts(mean, RowAdapters(("a", "b"), (0, 1, 0), 3))
+    said = torch.tensor([11, 12, 13])
+    mixed = both.soft_prompts(mean, RowAdapters(("a", "b"), (0, 1, 0), 3), said)
     alone = layer(perturbation=True, training=True).soft_prompts(
-        mean[[0, 2]], RowAdapters(("a",), None, 2)
+        mean[[2, 0]], RowAdapters(("a",), None, 2), said[[2, 0]]
     )
-    assert_close(mixed[[0, 2]], alone)
+    assert_close(mixed[[2, 0]], alone)
 
 
 def test_single_gives_every_row_the_one_prompt_unscaled():
-    made = SMoPLayer()
+    made = ByHand()
     prompt = torch.randn(1, 3, 2)
     made.add_adapter("a", prompts=prompt, router=None, strategy=Single(), seed=0)
     prompts = made.soft_prompts(torch.randn(4, 2), RowAdapters(("a",), None, 4))
@@ -122,11 +128,11 @@ def test_gradients_reach_the_prompts_the_router_and_nothing_of_the_backbone():
     kind = KINDS["t5"]
     model = get_peft_model(kind.model(), SMoPConfig(task_type=kind.task_type)).train()
     model(**batch(kind)).loss.backward()
-    touched = {name.rsplit(".", 2)[1] for name, p in model.named_parameters() if p.grad is not None}
-    assert touched == {"smop_prompts", "smop_routers"}
-    assert model.smop_layer.smop_routers["default"].grad.abs().sum() > 0
+    touched = {name.rsplit(".", 1)[1] for name, p in model.named_parameters() if p.grad is not None}
+    assert touched == {"prompts", "router"}
+    assert model.smop_layer["default"].router.grad.abs().sum() > 0
     chosen = set(model.last_routes.indices.flatten().tolist())
-    moved = model.smop_layer.smop_prompts["default"].grad.abs().sum(dim=(1, 2)) > 0
+    moved = model.smop_layer["default"].prompts.grad.abs().sum(dim=(1, 2)) > 0
     assert set(moved.nonzero().flatten().tolist()) == chosen
 
 
@@ -158,7 +164,7 @@ def test_with_slack_on_the_right_every_token_keeps_the_slot_it_has_alone():
     [
         ([-100, -100, 5, 6], [True, True, False, False]),
         ([-100, 5, -100, 6], [True, False, False, False]),
-        ([4, 5, 6, 7], [True, True, True, True]),  # no context: the whole row
+        ([-100, -100, -100, -100], [True, True, True, True]),  # no answer: the whole row
     ],
 )
 def test_the_context_ends_at_the_first_label(labels, expected):

@@ -48,8 +48,8 @@ def start(name="t5", backbone=None, **options):
         backbone or kind.model(), SMoPConfig(task_type=kind.task_type, **options)
     )
     layer = model.smop_layer
-    router = layer.smop_routers["default"].detach() if "default" in layer.smop_routers else None
-    return layer.smop_prompts["default"].detach(), router, model.get_input_embeddings()
+    router = layer["default"].router.detach() if layer["default"].router is not None else None
+    return layer["default"].prompts.detach(), router, model.get_input_embeddings()
 
 
 def looked_up(prompts, embedding):
@@ -248,7 +248,7 @@ def test_one_configuration_object_can_start_two_models_with_tokenizers_of_their_
         backbone.name_or_path = path
         config.base_model_name_or_path = None  # PEFT's own note, about which it warns
         model = get_peft_model(backbone, config)
-        prompts = model.smop_layer.smop_prompts["default"].detach()
+        prompts = model.smop_layer["default"].prompts.detach()
         found.append(looked_up(prompts, model.get_input_embeddings()).item())
     assert found == [IDS["so"], IDS["is"]]
 
@@ -263,7 +263,7 @@ def source(tmp_path_factory):
     model = adapted(KINDS["t5"])
     model.save_pretrained(path)
     layer = model.smop_layer
-    return str(path), layer.smop_prompts["default"].detach(), layer.smop_routers["default"].detach()
+    return str(path), layer["default"].prompts.detach(), layer["default"].router.detach()
 
 
 def test_an_adapter_starts_where_another_one_ended(source):

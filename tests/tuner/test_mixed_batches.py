@@ -104,9 +104,11 @@ def test_the_order_of_the_rows_is_only_an_order():
 
 @pytest.mark.parametrize("name", ["t5", "llama", "bert"])
 def test_in_training_the_gradients_are_those_of_separate_passes(name):
-    """With the perturbation on: an adapter draws for its own rows, wherever they stand."""
+    """With the perturbation on: a row draws by what it says, wherever it stands."""
     kind = KINDS[name]
     made = batch(kind, rows=8)
+    if name == "llama":
+        made["labels"] = made["input_ids"].index_fill(1, torch.arange(4), -100)
 
     def total(made, logits):
         weights = torch.linspace(-1, 1, logits.shape[-1])
@@ -137,21 +139,29 @@ def test_in_training_the_gradients_are_those_of_separate_passes(name):
 def test_in_training_only_adapters_in_the_batch_that_require_it_get_gradients(name):
     kind = KINDS[name]
     model, made = zoo(kind).train(), batch(kind)
+    if name == "llama":
+        made["labels"] = made["input_ids"].index_fill(1, torch.arange(4), -100)
     model.set_adapter("wide")  # twin is frozen, short and one are not in the batch
     model.set_requires_grad(["short"])
     model(**made, adapter_names=["wide", "twin", "__base__", "wide"]).logits.sum().backward()
     touched = {key for key, p in model.named_parameters() if p.grad is not None}
-    moved = {key.split(".")[-1] for key in touched if "smop" in key}
+    moved = {key.split(".")[-2] for key in touched if "smop" in key}
     assert moved == {"wide"}
     assert all("wide" in key.split(".") for key in touched)
 
 
-def test_each_adapter_counts_the_training_batches_that_it_was_in():
+def test_each_adapter_counts_the_steps_of_the_optimizers_that_move_it():
     kind = KINDS["t5"]
     model, made = zoo(kind).train(), batch(kind)
-    model(**made, adapter_names=["wide", "twin", "__base__", "wide"])
-    model(**made, adapter_names=["wide", "short", "__base__", "wide"])
-    steps = {key: int(value) for key, value in model.smop_layer.smop_steps.items()}
+    model.set_requires_grad(["wide", "twin", "short"])
+    layer = model.smop_layer
+    both = torch.optim.SGD([*layer["wide"].parameters(), *layer["twin"].parameters()], lr=0.1)
+    routers = torch.optim.SGD([layer["wide"].router], lr=0.1)  # its prompts count, once
+    other = torch.optim.AdamW([layer["wide"].prompts, *layer["short"].parameters()], lr=0.1)
+    for optimizer in (both, routers, other):
+        model(**made, adapter_names=["wide", "twin", "short", "wide"]).loss.backward()
+        optimizer.step()
+    steps = {name: int(model.smop_layer[name].steps) for name in model.smop_layer}
     assert steps == {"wide": 2, "twin": 1, "short": 1, "one": 0}
 
 
@@ -185,13 +195,13 @@ def test_the_classifier_of_a_row_is_its_own_adapter_s(name, training):
 def test_router_scopes_may_be_mixed_in_one_batch():
     kind = KINDS["llama"]
     model = adapted(kind, adapter="context", router_scope="context")
-    for name, scope in (("input", "input"), ("context 2", "context")):
+    for name, scope in (("first", 2), ("context 2", "context")):
         model.add_adapter(name, SMoPConfig(task_type=kind.task_type, router_scope=scope))
         decided(model, name)
     made = batch(kind)
     labels = made["input_ids"].clone()
     labels[:, :4] = -100
-    names = ["context", "input", "context 2", "input"]
+    names = ["context", "first", "context 2", "first"]
     with torch.no_grad():
         logits = model(**made, labels=labels, adapter_names=names).logits
         routes = model.last_routes

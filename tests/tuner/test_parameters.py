@@ -86,6 +86,6 @@ def test_prompts_and_router_are_fp32_whatever_the_backbone_is(dtype, autocast_ad
         autocast_adapter_dtype=autocast_adapter_dtype,
     )
     layer = model.smop_layer
-    assert layer.smop_prompts["default"].dtype == torch.float32
-    assert layer.smop_routers["default"].dtype == torch.float32
-    assert layer.smop_steps["default"].dtype == torch.int64
+    assert layer["default"].prompts.dtype == torch.float32
+    assert layer["default"].router.dtype == torch.float32
+    assert layer["default"].steps.dtype == torch.int64

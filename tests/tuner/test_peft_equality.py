@@ -26,7 +26,7 @@ def pair(build, task_type):
     prompt = theirs.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         prompt.copy_(torch.randn(prompt.shape, generator=torch.Generator().manual_seed(3)))
-        ours.smop_layer.smop_prompts["default"].copy_(prompt[None])
+        ours.smop_layer["default"].prompts.copy_(prompt[None])
     return theirs, ours
 
 
@@ -87,7 +87,7 @@ def test_gradients_of_the_prompt_are_peft_s():
     theirs(**made).loss.backward()
     ours(**made).loss.backward()
     expected = theirs.prompt_encoder["default"].embedding.weight.grad
-    assert_close(ours.smop_layer.smop_prompts["default"].grad[0], expected)
+    assert_close(ours.smop_layer["default"].prompts.grad[0], expected)
 
 
 @pytest.mark.parametrize("padding", [False, True], ids=["full rows", "right padding"])

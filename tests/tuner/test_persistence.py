@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from peft_smop import SMoPConfig
-from peft_smop.errors import ConfigError
+from peft_smop.errors import CheckpointError, ConfigError
 from tiny import KINDS, THREE, adapted, batch, decided
 
 WEIGHTS = "adapter_model.safetensors"
@@ -42,7 +42,7 @@ def saved(tmp_path_factory):
         kind.model().save_pretrained(root / name / "backbone")
         model = adapted(kind)
         model.peft_config["default"].base_model_name_or_path = str(root / name / "backbone")
-        model.smop_layer.smop_steps["default"].fill_(7)
+        model.smop_layer["default"].steps.fill_(7)
         model.save_pretrained(root / name / "adapter")
         with torch.no_grad():
             save_file({**made, "logits": model(**made).logits}, root / name / "batch.safetensors")
@@ -76,7 +76,7 @@ for name, auto in AUTO.items():
     model = PeftModel.from_pretrained(backbone, root / "adapter").eval()
     with torch.no_grad():
         logits = model(**made).logits
-    print(name, torch.equal(logits, expected), model.smop_layer.smop_steps["default"].item())
+    print(name, torch.equal(logits, expected), model.smop_layer["default"].steps.item())
 """
 
 
@@ -112,9 +112,9 @@ def test_a_checkpoint_is_safetensors_whose_keys_know_nothing_of_the_backbone_s_p
     tensors = load_file(saved / name / "adapter" / WEIGHTS)
     ours = {key: tuple(value.shape) for key, value in tensors.items() if "smop" in key}
     assert ours == {
-        "base_model.model.smop.smop_prompts": (4, 5, 32),
-        "base_model.model.smop.smop_routers": (32, 4),
-        "base_model.model.smop.smop_steps": (),
+        "base_model.model.smop.smop_adapters.prompts": (4, 5, 32),
+        "base_model.model.smop.smop_adapters.router": (32, 4),
+        "base_model.model.smop.smop_adapters.steps": (),
     }
     others = set(tensors) - set(ours)
     expected = {f"base_model.model.classifier.{part}" for part in ("weight", "bias")}
@@ -162,7 +162,9 @@ def test_several_adapters_are_saved_side_by_side_or_by_choice(tmp_path):
     assert (tmp_path / "both" / "other" / WEIGHTS).is_file()
     model.save_pretrained(tmp_path / "one", selected_adapters=["other"])
     assert not (tmp_path / "one" / WEIGHTS).exists()
-    shape = load_file(tmp_path / "one" / "other" / WEIGHTS)["base_model.model.smop.smop_prompts"]
+    shape = load_file(tmp_path / "one" / "other" / WEIGHTS)[
+        "base_model.model.smop.smop_adapters.prompts"
+    ]
     assert shape.shape == (4, 3, 32)
 
 
@@ -185,7 +187,7 @@ def test_the_configuration_comes_back_as_it_went(tmp_path):
     assert SMoPConfig.from_pretrained(tmp_path) == config
     written = json.loads((tmp_path / CONFIG).read_text())
     assert written["peft_type"] == "SMOP"
-    assert written["format_version"] == 1
+    assert written["format_version"] == 2
     assert (written["num_prompts"], written["num_virtual_tokens"]) == (3, 2)
 
 
@@ -205,12 +207,14 @@ def changed(saved, tmp_path, **fields):
 
 
 def test_a_newer_format_is_refused(saved, tmp_path):
-    with pytest.raises(ConfigError, match=r"format_version=2 is newer .* upgrade peft-smop"):
-        PeftModel.from_pretrained(KINDS["t5"].model(), changed(saved, tmp_path, format_version=2))
+    with pytest.raises(ConfigError, match=r"format_version=3 is newer .* upgrade peft-smop"):
+        PeftModel.from_pretrained(KINDS["t5"].model(), changed(saved, tmp_path, format_version=3))
 
 
 def test_weights_that_do_not_fit_the_configuration_are_an_error(saved, tmp_path):
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(
+        CheckpointError, match=r"has prompts .* shape \(4, 5, 32\); expected .*3, 5"
+    ):
         PeftModel.from_pretrained(KINDS["t5"].model(), changed(saved, tmp_path, num_prompts=3))
 
 
@@ -218,16 +222,16 @@ def test_a_backbone_of_another_width_is_an_error(saved):
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(vocab_size=100, d_model=16, d_ff=32, num_layers=1, num_heads=2, d_kv=8)
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(CheckpointError, match=r"shape \(4, 5, 32\); expected .*\(4, 5, 16\)"):
         PeftModel.from_pretrained(T5ForConditionalGeneration(config), saved / "t5" / "adapter")
 
 
-@pytest.mark.parametrize("missing", ["smop_prompts", "smop_routers"])
-def test_a_checkpoint_without_prompts_or_router_is_reported(saved, tmp_path, missing):
+@pytest.mark.parametrize("missing", ["prompts", "router"])
+def test_a_checkpoint_without_prompts_or_router_is_refused(saved, tmp_path, missing):
     directory = changed(saved, tmp_path)
     tensors = load_file(directory / WEIGHTS)
     save_file({k: v for k, v in tensors.items() if missing not in k}, directory / WEIGHTS)
-    with pytest.warns(UserWarning, match=missing):
+    with pytest.raises(CheckpointError, match=f"has no {missing}; expected prompts, router"):
         PeftModel.from_pretrained(KINDS["t5"].model(), directory)
 
 
@@ -277,14 +281,14 @@ def test_on_a_bf16_backbone_prompts_stay_fp32_and_outputs_are_bf16(name, tmp_pat
     )
     output = model(**made).logits
     assert output.dtype == torch.bfloat16
-    assert model.smop_layer.smop_prompts["default"].dtype == torch.float32
+    assert model.smop_layer["default"].prompts.dtype == torch.float32
     model.save_pretrained(tmp_path)
-    assert load_file(tmp_path / WEIGHTS)["base_model.model.smop.smop_prompts"].dtype == (
+    assert load_file(tmp_path / WEIGHTS)["base_model.model.smop.smop_adapters.prompts"].dtype == (
         torch.float32
     )
     again = PeftModel.from_pretrained(kind.model().to(torch.bfloat16), tmp_path).eval()
     assert torch.equal(again(**made).logits, output)
-    assert again.smop_layer.smop_routers["default"].dtype == torch.float32
+    assert again.smop_layer["default"].router.dtype == torch.float32
 
 
 def test_casting_the_whole_model_afterwards_still_computes():

@@ -13,7 +13,7 @@ from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError, SMoPError
 from peft_smop.registration import extend_peft_types, register
 from peft_smop.tuner.model import SMoPModel
-from peft_smop.tuner.routing import STRATEGIES
+from peft_smop.tuner.strategies import STRATEGIES
 from tiny import KINDS, adapted, batch
 
 REFUSED = {
@@ -21,8 +21,6 @@ REFUSED = {
     "a negative number": ({"num_prompts": -1}, "num_prompts=-1 .* at least 1"),
     "a truth value": ({"num_prompts": True}, "num_prompts=True .* whole number"),
     "no virtual token": ({"num_virtual_tokens": 0}, "num_virtual_tokens=0 .* at least 1"),
-    "a misspelt routing": ({"routing": "liner"}, "unknown routing 'liner'; did you mean linear"),
-    "a strange routing": ({"routing": "quantum"}, "unknown routing 'quantum'; known: .*linear"),
     "one prompt of four": (
         {"routing": "single", "num_prompts": 4},
         "num_prompts=4 contradicts routing='single'",
@@ -31,18 +29,13 @@ REFUSED = {
         {"routing": "single", "perturbation": True},
         "perturbation=True contradicts routing='single'",
     ),
-    "a misspelt init": ({"init": "vocabulry"}, "unknown init 'vocabulry'; did you mean vocabulary"),
     "text without text": ({"init": "text"}, "init='text' needs init_text"),
     "empty text": ({"init": "text", "init_text": ""}, "init='text' needs init_text"),
     "labels without labels": ({"init": "labels"}, "init='labels' needs init_labels"),
     "adapter without adapter": ({"init": "adapter"}, "init='adapter' needs init_adapter"),
     "no spread": ({"init": "normal", "init_std": 0.0}, "init_std=0.0 must be above 0"),
     "no number as spread": ({"init": "normal", "init_std": float("nan")}, "init_std=nan"),
-    "a newer format": ({"format_version": 2}, "format_version=2 is newer .* upgrade peft-smop"),
-    "a misspelt parameterisation": (
-        {"parameterisation": "residul"},
-        "unknown parameterisation 'residul'; did you mean residual",
-    ),
+    "a newer format": ({"format_version": 3}, "format_version=3 is newer .* upgrade peft-smop"),
     "more prompts than there are": (
         {"top_k": 5},
         "top_k=5 exceeds num_prompts=4; lower top_k",
@@ -154,8 +147,15 @@ WRONGLY_TYPED = {
     "num_prompts": (2.5, "num_prompts=2.5 must be a whole number"),
     "num_virtual_tokens": (None, "num_virtual_tokens=None must be a whole number"),
     "router_scope": ("contxt", "unknown router_scope 'contxt'; did you mean context"),
-    "routing": (3, "routing=3 must be a text"),
-    "init": (None, "init=None must be a text"),
+    " routing": ("liner", "unknown routing 'liner'; did you mean linear"),
+    "  routing": ("quantum", "unknown routing 'quantum'; known: fixed, gumbel"),
+    " init": ("vocabulry", "unknown init 'vocabulry'; did you mean vocabulary"),
+    " parameterisation": ("residul", "unknown parameterisation 'residul'; did you mean residual"),
+    " router_scope": (0, "router_scope=0 must be at least 1 token"),
+    " seed": (-1, "seed=-1 must be a whole number from 0 to 4294967295"),
+    "  seed": (2**32, "seed=4294967296 must be a whole number from 0"),
+    "routing": (3, "routing=3 must be one of 'linear'"),
+    "init": (None, "init=None must be one of 'vocabulary'"),
     "init_std": ("wide", "init_std='wide'"),
     "format_version": ("1", "format_version='1'"),
     "init_text": (3, "init_text"),
@@ -168,9 +168,9 @@ WRONGLY_TYPED = {
     "annealing_steps": (10.5, "annealing_steps=10.5 must be a whole number"),
     "consistency": ("much", "consistency='much' must be a number"),
     "fixed_prompt": ("first", "fixed_prompt='first' must be a whole number"),
-    "load_balancing": (None, "load_balancing=None must be a number"),
+    "load_balancing": ("1", "load_balancing='1' must be a number"),
     "z_loss": ("0", "z_loss='0' must be a number"),
-    "parameterisation": (None, "parameterisation=None must be a text"),
+    "parameterisation": (None, "parameterisation=None must be one of 'direct'"),
     "hidden_size": (6.0, "hidden_size=6.0 must be a whole number"),
     "rank": ("8", "rank='8' must be a whole number"),
 }
@@ -187,7 +187,7 @@ found = {}
 for field, value in json.loads(sys.argv[1]).items():
     more = {"init": "text"} if field == "init_text" else {}
     try:
-        SMoPConfig(task_type="SEQ_2_SEQ_LM", **{field: value}, **more)
+        SMoPConfig(task_type="SEQ_2_SEQ_LM", **{field.strip(): value}, **more)
         found[field] = "accepted"
     except Exception as error:
         found[field] = f"{isinstance(error, ConfigError)}: {error}"
@@ -225,15 +225,18 @@ def test_defaults_are_the_paper_s():
     assert config.peft_type == PeftType.SMOP == "SMOP"
     assert not config.is_prompt_learning
     single = SMoPConfig(routing="single")
-    assert (single.num_prompts, single.perturbation) == (1, False)
+    assert (single.num_prompts, single.perturbation) == (1, None)
     # nothing to perturb is no contradiction
     assert SMoPConfig(routing="single", num_prompts=1, perturbation=False).num_prompts == 1
 
 
 @pytest.mark.parametrize("routing", STRATEGIES)
 def test_nothing_to_perturb_contradicts_no_strategy(routing):
-    assert SMoPConfig(routing=routing, perturbation=False).perturbation is False
-    assert SMoPConfig(routing=routing).perturbation is (routing in ("linear", "released"))
+    perturbs = routing in ("linear", "released")
+    assert SMoPConfig(routing=routing, perturbation=False).perturbation is (
+        False if perturbs else None
+    )
+    assert SMoPConfig(routing=routing).perturbation is (True if perturbs else None)
 
 
 @pytest.mark.parametrize("routing", ["linear", "gumbel", "fixed", "released"])

@@ -10,6 +10,7 @@ from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError
 from tiny import KINDS, VOCABULARY, adapted, batch, decided, row
 
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 DECODERS = [name for name, kind in KINDS.items() if kind.task_type == "CAUSAL_LM"]
 
 
@@ -30,11 +31,14 @@ def draw(seed, length=4):
     return torch.randint(3, VOCABULARY, (4, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", None])
-def test_the_context_is_the_default_for_causal_lms_alone(task):
-    expected = "context" if task == "CAUSAL_LM" else "input"
-    assert SMoPConfig(task_type=task).router_scope == expected
-    assert SMoPConfig(task_type=task, router_scope="input").router_scope == "input"
+@pytest.mark.parametrize("said", [True, False], ids=["task type", "no task type"])
+@pytest.mark.parametrize("name", KINDS)
+def test_the_context_is_the_default_for_causal_lms_alone(name, said):
+    kind = KINDS[name]
+    model = get_peft_model(kind.model(), SMoPConfig(task_type=kind.task_type if said else None))
+    expected = "context" if kind.task_type == "CAUSAL_LM" else "input"
+    assert model.smop_layer["default"].scope == expected
+    assert model.peft_config["default"].router_scope == expected
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -52,10 +56,10 @@ def test_the_route_with_labels_is_the_route_of_the_context_alone(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_in_training_as_well(name):
     kind = KINDS[name]
-    model, context = adapted(kind, perturbation=False).train(), batch(kind)
+    model, context = adapted(kind, perturbation=False), batch(kind)
     model(**context)
     expected = model.last_routes
-    model(**with_answers(context, draw(0)))
+    model.train()(**with_answers(context, draw(0)))
     assert_close(model.last_routes.logits, expected.logits)
 
 
@@ -86,23 +90,56 @@ def test_answers_on_the_left_padded_side_of_other_rows_change_nothing():
         assert_close(model.last_routes.logits[0], routes.logits[i])
 
 
-def test_the_scope_input_reads_the_answer_too():
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_the_scope_input_would_read_the_answer_and_is_refused(training):
     kind = KINDS["llama"]
-    model, made = adapted(kind, router_scope="input"), with_answers(batch(kind), draw(0))
-    model(**made)
-    labelled = model.last_routes
+    model = adapted(kind, router_scope="input").train(training)
+    with pytest.raises(ConfigError, match=r"lets the router read the answer.*leave router_scope"):
+        model(**with_answers(batch(kind), draw(0)))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_labels_that_leave_no_context_are_refused(name, training):
+    """As in language modelling, where every token is an answer."""
+    model, made = adapted(KINDS[name]).train(training), row(batch(KINDS[name]), 0)
+    with pytest.raises(ConfigError, match=r"labels begin at the first token.*router_scope=16"):
+        model(**made, labels=made["input_ids"])
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_in_training_labels_must_reach_the_model(name):
+    """Label smoothing and losses computed outside take them away."""
+    model, made = adapted(KINDS[name]).train(), with_answers(batch(KINDS[name]), draw(0))
     del made["labels"]
-    model(**made)
-    assert_close(model.last_routes.logits, labelled.logits)
+    with pytest.raises(ConfigError, match=r"no labels reached the model.*router_scope=16"):
+        model(**made)
+    model.generate(**batch(KINDS[name]), max_new_tokens=1)  # which has no answer to hide
 
 
-def test_labels_without_a_context_fall_back_to_the_whole_row():
-    kind = KINDS["llama"]
-    model, made = adapted(kind), row(batch(kind), 0)
-    model(**made)
+@pytest.mark.parametrize("labels", ["none", "all", "some"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_number_of_first_tokens_is_read_whatever_follows(name, labels):
+    kind = KINDS[name]
+    model, context = adapted(kind, router_scope=3, perturbation=False), batch(kind)
+    model(**context)
     expected = model.last_routes
-    model(**made, labels=made["input_ids"])
-    assert_close(model.last_routes.logits, expected.logits)
+    means = model.get_input_embeddings()(context["input_ids"])
+    for i in range(4):
+        read = means[i][context["attention_mask"][i].bool()][:3].mean(dim=0)
+        assert_close(expected.logits[i], read @ model.smop_layer["default"].router, **CLOSE)
+    made = with_answers(context, draw(0))
+    given = {"none": None, "all": made["input_ids"], "some": made["labels"]}[labels]
+    for training in (False, True):
+        model.train(training)(**{**made, "labels": given})
+        assert_close(model.last_routes.logits, expected.logits)
+
+
+@pytest.mark.parametrize("routing", ["single", "stochastic", "uniform"])
+def test_where_nothing_reads_the_row_any_labels_do(routing):
+    model, made = adapted(KINDS["llama"], routing=routing).train(), row(batch(KINDS["llama"]), 0)
+    assert model(**made, labels=made["input_ids"]).loss.isfinite()
+    assert model(**made).logits.isfinite().all()
 
 
 def test_the_labels_of_one_pass_are_forgotten_by_the_next():

@@ -1,11 +1,14 @@
 """Properties of the splice that hold for any mask and any lengths."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from peft_smop.tuner.splice import Layout, context_mask, left_padding, mean_embedding
+from peft_smop.errors import ConfigError
+from peft_smop.tuner.scope import context_mask
+from peft_smop.tuner.splice import Layout, left_padding, mean_embedding
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -98,13 +101,17 @@ def test_the_mean_is_over_attended_tokens_and_an_empty_row_has_mean_0(case):
 
 @given(batches(), st.integers(0, 2**20))
 @PROPERTY
-def test_the_context_is_what_is_attended_before_the_first_label_or_all_of_it(case, seed):
+def test_the_context_is_what_is_attended_before_the_first_label_and_never_nothing(case, seed):
     mask = case[0].bool()
     generator = torch.Generator().manual_seed(seed)
     labels = torch.where(torch.rand(mask.shape, generator=generator) < 0.6, -100, 5)
-    found = context_mask(labels, mask)
+    expected = []
     for i in range(len(mask)):
         answer = (labels[i] != -100).nonzero()
         end = int(answer[0]) if len(answer) else mask.shape[1]
-        before = mask[i] & (torch.arange(mask.shape[1]) < end)
-        assert torch.equal(found[i], before if before.any() else mask[i])
+        expected.append(mask[i] & (torch.arange(mask.shape[1]) < end))
+    if any(own.any() and not before.any() for own, before in zip(mask, expected, strict=True)):
+        with pytest.raises(ConfigError, match="no text before the answer"):
+            context_mask(labels, mask)
+    else:
+        assert torch.equal(context_mask(labels, mask), torch.stack(expected))

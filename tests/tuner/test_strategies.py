@@ -7,17 +7,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from by_hand import ByHand
 from peft_smop.errors import ConfigError
-from peft_smop.tuner.layer import RowAdapters, SMoPLayer
+from peft_smop.rows import RowAdapters
+from peft_smop.tuner.mixture import Asked
 from peft_smop.tuner.noise import choice, fingerprints, gumbel, normal, row_keys, uniform
-from peft_smop.tuner.routing import (
+from peft_smop.tuner.routing import Linear, RowState
+from peft_smop.tuner.strategies import (
     STRATEGIES,
     Fixed,
     Gumbel,
     Hashed,
-    Linear,
     Released,
-    RowState,
     Single,
     Stochastic,
     Uniform,
@@ -60,11 +61,11 @@ def weights_of(rows):
 
 def layer(strategy, *, training=False, router=None, seed=7, steps=0):
     """One adapter over `PROMPTS`, whose router reads the first coordinates as the logits."""
-    made = SMoPLayer()
+    made = ByHand()
     if router is None and strategy.has_router:
         router = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 0.5]])
     made.add_adapter("a", prompts=PROMPTS.clone(), router=router, strategy=strategy, seed=seed)
-    made.smop_steps["a"].fill_(steps)
+    made["a"].steps.fill_(steps)
     return made.train(training)
 
 
@@ -172,8 +173,8 @@ def test_rows_of_adapters_that_have_come_differently_far_have_different_temperat
     assert_close(found, torch.tensor([[1.0] * 3, [2.0] * 3, [4.0] * 3]))
 
 
-def test_the_layer_counts_the_batches_by_which_the_temperature_moves():
-    """The n-th training batch, counted from 0, has the temperature of step n; evaluation after it
+def test_the_temperature_moves_with_the_steps():
+    """The n-th training step, counted from 0, has the temperature of step n; evaluation after it
     that of step n + 1."""
     strategy = Linear(perturbation=False, final_temperature=0.25, annealing_steps=2)
     made = layer(strategy, training=True)
@@ -182,8 +183,10 @@ def test_the_layer_counts_the_batches_by_which_the_temperature_moves():
     for factor in (1.0, 2.0, 4.0, 4.0):
         made.soft_prompts(mean, all_rows(1))
         assert_close(made.last_routes().logits, raw * factor)
+        made.end_step()
     made = layer(strategy, training=True)
     made.soft_prompts(mean, all_rows(1))
+    made.end_step()
     made.eval().soft_prompts(mean, all_rows(1))
     assert_close(made.last_routes().logits, raw * 2)
     made.soft_prompts(mean, all_rows(1))  # evaluation counts nothing
@@ -248,8 +251,10 @@ def test_stochastic_in_training_is_one_random_prompt_unscaled_for_every_row():
     drawn = choice(keys, 3)
     assert set(drawn.tolist()) == {0, 1, 2}
     assert torch.equal(found, PROMPTS[drawn])
-    again = made.soft_prompts(torch.randn(64, 2), all_rows(64))
-    assert not torch.equal(again, found)
+    other = made.soft_prompts(torch.randn(64, 2), all_rows(64), asked=Asked(draw=1))
+    assert not torch.equal(other, found)
+    made.end_step()
+    assert not torch.equal(made.soft_prompts(torch.randn(64, 2), all_rows(64)), found)
     # it names no prompt for a row: another pass names another
     assert made.last_routes().chosen.tolist() == [-1] * 64
 
@@ -279,7 +284,7 @@ def test_uniform_is_the_mean_of_all_prompts(training):
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_single_is_the_one_prompt(training):
-    made = SMoPLayer()
+    made = ByHand()
     made.add_adapter("a", prompts=PROMPTS[:1].clone(), router=None, strategy=Single(), seed=0)
     found = made.train(training).soft_prompts(torch.randn(3, 2), all_rows(3))
     assert torch.equal(found, PROMPTS[:1].expand(3, -1, -1))
@@ -295,11 +300,6 @@ def test_hashed_is_the_prompt_of_the_row_s_hash_unscaled(training):
         assert torch.equal(found, PROMPTS[choice(content, 3)])
         assert torch.equal(found[0], found[4])
     assert torch.equal(made.last_routes().chosen, choice(content, 3))
-
-
-def test_hashed_needs_the_content():
-    with pytest.raises(ConfigError, match=r"hashes token ids; give input_ids, not inputs_embeds"):
-        Hashed()(torch.zeros(1, 2), RowState())
 
 
 # -- fixed ---------------------------------------------------------------------------------------
@@ -326,10 +326,10 @@ MEANS = torch.tensor([[0.3, 0.4], [-2.0, 0.1], [0.1, 3.0], [0.6, 0.2], [2.0, -1.
 
 def as_described(made, means):
     """The published code's product of (b, 1, 1, 1) and (b, l, e), summed over its second axis."""
-    p = (means @ made.smop_routers["a"]).softmax(dim=1)
+    p = (means @ made["a"].router).softmax(dim=1)
     c = p.argmax(dim=1)
     scale = p.max(dim=1).values[:, None, None, None]
-    product = scale * made.smop_prompts["a"][c]
+    product = scale * made["a"].prompts[c]
     assert product.shape == (len(means), len(means), 2, 2)
     return product.sum(dim=1), p.max(dim=1).values, c
 
@@ -399,12 +399,11 @@ INDEPENDENT = [name for name in STRATEGIES if name != "released"]
 @pytest.mark.parametrize("name", INDEPENDENT)
 @pytest.mark.parametrize("b", [2, 3, 5])  # l, k, and another
 def test_a_row_is_what_it_is_whatever_its_neighbours_are(name, b, training):
-    """The rows before it count, as they do for the noise; so the last is left out and changed."""
     content = torch.arange(b) * 977
     outcomes = []
     for change in (0.0, 1.0):
         strategy = STRATEGIES[name]()
-        made = SMoPLayer()
+        made = ByHand()
         prompts = PROMPTS[: 1 if name == "single" else 3].clone()
         router = torch.ones(2, 3).cumsum(1) if strategy.has_router else None
         made.add_adapter("a", prompts=prompts, router=router, strategy=strategy, seed=1)

@@ -8,11 +8,12 @@ import torch
 from peft import PeftModel
 from torch.testing import assert_close
 
+from by_hand import ByHand
 from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError
-from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.noise import choice, fingerprints
-from peft_smop.tuner.routing import STRATEGIES, Linear
+from peft_smop.tuner.routing import Linear
+from peft_smop.tuner.strategies import STRATEGIES
 from tiny import KINDS, THREE, adapted, answer, attended, batch, decided, row, without_dropout
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -34,11 +35,11 @@ def built(name, what, **more):
 
 
 def moved(model, adapter="default"):
-    networks = model.smop_layer.smop_networks
-    if adapter in networks:
+    network = model.smop_layer[adapter].network
+    if network is not None:
         generator = torch.Generator().manual_seed(8)
         with torch.no_grad():
-            for p in networks[adapter].parameters():
+            for p in network.parameters():
                 p.add_(0.3 * torch.randn(p.shape, generator=generator))
     return model
 
@@ -78,9 +79,9 @@ def test_a_row_s_answer_is_the_bare_model_s_behind_the_formula_s_prompt(name, wh
     for i in range(3):
         own = row(batch(kind), i)
         x = bare.get_input_embeddings()(own["input_ids"])
-        prompts = layer.prompts("default")
-        routers = layer.smop_routers
-        w = x[0].mean(dim=0) @ routers["default"] if "default" in routers else None
+        prompts = layer["default"].soft_prompts()
+        router = layer["default"].router
+        w = None if router is None else x[0].mean(dim=0) @ router
         per_prompt = weights(what, w, fingerprints(own["input_ids"], None), len(prompts))
         prompt = sum(weight * p for weight, p in zip(per_prompt, prompts, strict=True))
         with torch.no_grad():
@@ -105,7 +106,7 @@ def test_released_predictions_depend_on_the_neighbours(name):
     model, made = built(name, "released"), batch(kind)
     whole = logits(model, made)
     p = model.last_routes.probabilities
-    prompts = model.smop_layer.smop_prompts["default"]
+    prompts = model.smop_layer["default"].prompts
     total = sum(prompts[c] for c in model.last_routes.chosen)
     bare = kind.model()
     for i in (0, 3):  # without padding
@@ -137,13 +138,13 @@ def test_released_is_refused_in_a_mixed_batch(names, training):
 def test_saved_and_loaded_it_is_the_same_to_the_last_bit(name, what, tmp_path):
     kind = KINDS[name]
     model, made = built(name, what), batch(kind)
-    model.smop_layer.smop_steps["default"].fill_(3)
+    model.smop_layer["default"].steps.fill_(3)
     expected = logits(model, made)
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(kind.model(), tmp_path, adapter_name="x").eval()
     assert torch.equal(logits(again, made), expected)
-    assert again.smop_layer.strategies["x"] == model.smop_layer.strategies["default"]
-    assert again.smop_layer.smop_steps["x"] == 3
+    assert again.smop_layer["x"].strategy == model.smop_layer["default"].strategy
+    assert again.smop_layer["x"].steps == 3
     before = model.peft_config["default"]
     for option in ("routing", "load_balancing", "parameterisation", *OPTIONS[what]):
         assert getattr(again.peft_config["x"], option) == getattr(before, option)
@@ -157,7 +158,9 @@ def test_penalties_are_saved_with_the_adapter(tmp_path):
     for each in (model, again):
         without_dropout(each).train()
     assert torch.equal(again(**made).loss, model(**made).loss)
-    assert again.smop_layer.penalty_terms["default"] > 0.5
+    with again.terms_apart() as apart:
+        again(**made)
+    assert apart.terms["default"] > 0.5
 
 
 # -- generated with ------------------------------------------------------------------------------
@@ -255,17 +258,18 @@ def test_in_training_too_a_mixed_batch_has_the_noise_and_gradients_of_separate_o
 
     mixed, alone = zoo(), zoo()
     for step in range(2):
+        for model in (mixed, alone):
+            model.smop_layer["default"].steps.fill_(step)
         found = mixed(**made, adapter_names=names).logits
         expected = alone(**{key: value[[0, 3]] for key, value in made.items()}).logits
         assert_close(found[[0, 3]], expected, **CLOSE)
-        assert mixed.smop_layer.smop_steps["default"] == step + 1
     found[[0, 3]].square().sum().backward()
     expected.square().sum().backward()
     other = dict(alone.named_parameters())
     for key, p in mixed.named_parameters():
         if p.grad is not None and "default" in key:
             assert_close(p.grad, other[key].grad, rtol=1e-3, atol=1e-3)
-    assert other["base_model.model.smop.smop_prompts.default"].grad.abs().sum() > 0
+    assert other["base_model.model.smop.smop_adapters.default.prompts"].grad.abs().sum() > 0
 
 
 # -- resumed -------------------------------------------------------------------------------------
@@ -298,11 +302,10 @@ def test_training_goes_on_from_a_checkpoint_to_the_last_bit(what, tmp_path):
     others = dict(straight.named_parameters())
     for key, p in resumed.named_parameters():
         assert torch.equal(p, others[key]), key
-    passes = 2 if what == "stochastic" else 1
-    assert resumed.smop_layer.smop_steps["default"] == 4 * passes
+    assert resumed.smop_layer["default"].steps == 4
     # and it is the count that does it: where it matters a run that forgets it goes elsewhere
     forgetful = PeftModel.from_pretrained(kind.model(), tmp_path, is_trainable=True)
-    forgetful.smop_layer.smop_steps["default"].zero_()
+    forgetful.smop_layer["default"].steps.zero_()
     same = train(without_dropout(forgetful).train(), 2) == expected[2:]
     assert same is (what in ("single", "uniform", "hashed", "fixed"))
 
@@ -377,8 +380,8 @@ def test_a_forced_prompt_has_the_scale_of_the_row_s_own_choice(options, scale, j
     for i in range(4):
         own = row(made, i)
         x = bare.get_input_embeddings()(own["input_ids"])
-        w = x[0].mean(dim=0) @ model.smop_layer.smop_routers["default"]
-        prompt = scale(w) * model.smop_layer.prompts("default")[j]
+        w = x[0].mean(dim=0) @ model.smop_layer["default"].router
+        prompt = scale(w) * model.smop_layer["default"].soft_prompts()[j]
         with torch.no_grad():
             expected = answer(kind, bare, torch.cat([prompt[None], x], dim=1), own)
         assert_close(forced[i : i + 1], expected, **CLOSE)
@@ -393,7 +396,7 @@ def test_a_prompt_is_free_again_after_an_error_inside():
         assert not torch.equal(logits(model, made), before)
         raise RuntimeError("inside")
     assert torch.equal(logits(model, made), before)
-    assert model.smop_layer.strategies["default"] == Linear(perturbation=True)
+    assert model.smop_layer["default"].strategy == Linear(perturbation=True)
 
 
 def test_another_adapter_s_prompt_may_be_forced_and_generation_follows():
@@ -411,14 +414,17 @@ def test_another_adapter_s_prompt_may_be_forced_and_generation_follows():
 
 def test_what_cannot_be_forced_is_refused():
     model = adapted(KINDS["t5"])
-    for index in (4, -1):
+    for index in (4, -1, True, 1.5):
         with (
-            pytest.raises(ConfigError, match=f"{index} is not one of num_prompts=4; choose 0 to 3"),
+            pytest.raises(
+                ConfigError,
+                match=f"prompt {index} is not one of the 4 of adapter 'default'; choose 0",
+            ),
             model.forced_prompt(index),
         ):
             pass
     with (
-        pytest.raises(ConfigError, match="adapter 'b' has no router"),
+        pytest.raises(ConfigError, match="no adapter 'b'"),
         model.forced_prompt(0, "b"),
     ):
         pass
@@ -429,12 +435,18 @@ def test_what_cannot_be_forced_is_refused():
         model.forced_prompt(0),
     ):
         pass
-    for routing in ("single", "uniform", "stochastic", "hashed"):
-        with (
-            pytest.raises(ConfigError, match="has no router whose choice could be forced"),
-            adapted(KINDS["t5"], routing=routing).forced_prompt(0),
-        ):
-            pass
+
+
+@pytest.mark.parametrize("routing", ["uniform", "stochastic", "hashed"])
+def test_where_no_router_chooses_a_forced_prompt_is_unscaled(routing):
+    kind = KINDS["t5"]
+    made, plain = batch(kind), adapted(kind, routing="single")
+    model = adapted(kind, routing=routing, num_prompts=3)
+    with torch.no_grad():
+        plain.smop_layer["default"].prompts.copy_(model.smop_layer["default"].prompts[2:])
+    with model.forced_prompt(2):
+        assert_close(logits(model, made), logits(plain, made), **CLOSE)
+        assert model.last_routes.chosen.tolist() == [2] * 4
 
 
 # -- revived -------------------------------------------------------------------------------------
@@ -442,7 +454,7 @@ def test_what_cannot_be_forced_is_refused():
 
 def small_layer(**options):
     generator = torch.Generator().manual_seed(2)
-    layer = SMoPLayer()
+    layer = ByHand()
     layer.add_adapter(
         "a",
         prompts=torch.randn(5, 7, 16, generator=generator) * 3,
@@ -457,10 +469,10 @@ def small_layer(**options):
 def test_revived_prompts_and_router_columns_are_near_copies_and_others_stay():
     layer = small_layer()
     before = copy.deepcopy(layer)
-    layer.revive("a", [1, 4], 2, seed=3)
+    layer["a"].revive([1, 4], 2, seed=3)
     for new, old in (
-        (layer.smop_prompts["a"], before.smop_prompts["a"]),
-        (layer.smop_routers["a"].T, before.smop_routers["a"].T),
+        (layer["a"].prompts, before["a"].prompts),
+        (layer["a"].router.T, before["a"].router.T),
     ):
         for j in (0, 2, 3):
             assert torch.equal(new[j], old[j])
@@ -471,9 +483,9 @@ def test_revived_prompts_and_router_columns_are_near_copies_and_others_stay():
             assert 0 < apart.abs().max() < 0.06
             assert 0.003 < apart.std() < 0.02
         assert not torch.equal(new[1], new[4])
-    assert layer.smop_steps["a"] == 0
-    assert layer.smop_prompts["a"].requires_grad
-    assert layer.smop_prompts["a"].grad_fn is None
+    assert layer["a"].steps == 0
+    assert layer["a"].prompts.requires_grad
+    assert layer["a"].prompts.grad_fn is None
 
 
 def test_revival_depends_on_its_seed_and_nothing_else():
@@ -481,8 +493,8 @@ def test_revival_depends_on_its_seed_and_nothing_else():
     for seed in (3, 3, 4):
         layer = small_layer()
         torch.manual_seed(len(outcomes))
-        layer.revive("a", [0], 2, seed=seed)
-        outcomes.append(layer.smop_prompts["a"].detach().clone())
+        layer["a"].revive([0], 2, seed=seed)
+        outcomes.append(layer["a"].prompts.detach().clone())
     assert torch.equal(outcomes[0], outcomes[1])
     assert not torch.equal(outcomes[0], outcomes[2])
 
@@ -491,16 +503,16 @@ def test_a_revived_prompt_takes_about_half_of_the_busy_one_s_rows():
     """Of rows that all went to prompt 2: with equal columns but for noise, it is near a coin."""
     layer = small_layer()
     with torch.no_grad():
-        layer.smop_routers["a"][:, 2] = 0
-        layer.smop_routers["a"][0, 2] = 5.0
+        layer["a"].router[:, 2] = 0
+        layer["a"].router[0, 2] = 5.0
     means = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
     means[:, 0] = 3.0
-    assert ((means @ layer.smop_routers["a"]).argmax(1) == 2).float().mean() > 0.99
+    assert ((means @ layer["a"].router).argmax(1) == 2).float().mean() > 0.99
     shares = []
     for seed in range(8):
         again = copy.deepcopy(layer)
-        again.revive("a", [0], 2, seed=seed)
-        chosen = (means @ again.smop_routers["a"]).argmax(1)
+        again["a"].revive([0], 2, seed=seed)
+        chosen = (means @ again["a"].router).argmax(1)
         assert ((chosen == 0) | (chosen == 2)).float().mean() > 0.99
         shares.append((chosen == 0).float().mean().item())
     assert sum(0.02 < share < 0.98 for share in shares) >= 6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError
+from peft_smop.rows import Call, by_adapter, current
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": nn.functional.relu,
@@ -31,6 +32,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     Args:
         base_layer: a linear module, one that says its width as `out_features` or, like GPT-2's,
             `nf`.
+        owner: whose calls name the rows' adapters; the same for all of a model's bottlenecks.
 
     Raises:
         ConfigError: the module does not say its width.
@@ -39,7 +41,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("activations",)
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    def __init__(self, base_layer: nn.Module, owner: object) -> None:
         super().__init__()
         width = getattr(base_layer, "out_features", getattr(base_layer, "nf", None))
         if width is None:
@@ -48,6 +50,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
                 " name the linear modules that end attention and feed-forward sub-layers"
             )
         self.base_layer = base_layer
+        self.owner = owner
         self.width: int = width
         self.bottleneck_down = nn.ModuleDict()
         self.bottleneck_up = nn.ModuleDict()
@@ -80,21 +83,14 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.activations[name] = activation
         self._move_adapter_to_device_of_base_layer(name)
 
-    def forward(
-        self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
-    ) -> Float[Tensor, "*rows e"]:
-        """The wrapped module's output, changed by the active adapter or by each row's own.
-
-        Args:
-            *args: of the wrapped module.
-            adapter_names: an adapter for every row of the batch.
-            **kwargs: of the wrapped module.
-        """
+    def forward(self, *args: Any, **kwargs: Any) -> Float[Tensor, "*rows e"]:
+        """The wrapped module's output, changed by the active adapter or by each row's own."""
         h = self.base_layer(*args, **kwargs)
         if self.disable_adapters:
             return h
-        if adapter_names is not None:
-            return by_adapter(adapter_names, h, self._adapted)
+        call = current(self.owner, Call)
+        if call is not None and call.adapter_names is not None:
+            return by_adapter(call.adapter_names, h, self._adapted)
         for name in self.active_adapters:
             h = self._adapted(name, h)
         return h
@@ -106,35 +102,3 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         down, up = self.bottleneck_down[name], self.bottleneck_up[name]
         activation = ACTIVATIONS[self.activations[name]]
         return (h + up(activation(down(h.to(down.weight.dtype))))).to(h.dtype)
-
-
-def by_adapter(
-    adapter_names: Sequence[str],
-    x: Float[Tensor, "rows ..."],
-    apply: Callable[[str, Tensor], Tensor],
-) -> Float[Tensor, "rows ..."]:
-    """Apply to each row what its adapter makes of it.
-
-    Beams and returned sequences repeat every row of the batch the same number of times, next to
-    each other; so do backbones that lay a row's tokens one below the other (OPT).
-
-    Args:
-        adapter_names: one name for each row of the batch.
-        x: the rows, each as often as the others.
-        apply: what an adapter, by name, makes of its rows.
-
-    Raises:
-        ConfigError: the names do not divide the rows.
-    """
-    if len(adapter_names) == 0 or len(x) % len(adapter_names):
-        raise ConfigError(
-            f"adapter_names has {len(adapter_names)} entries for {len(x)} rows; give one name per"
-            " row"
-        )
-    repeats = len(x) // len(adapter_names)
-    rows: dict[str, list[int]] = {}
-    for i in range(len(x)):
-        rows.setdefault(adapter_names[i // repeats], []).append(i)
-    parts = torch.cat([apply(name, x[own]) for name, own in rows.items()])
-    order = torch.tensor([i for own in rows.values() for i in own], device=x.device)
-    return parts[order.argsort()]

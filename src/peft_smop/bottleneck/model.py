@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.other import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from peft_smop.bottleneck.config import BottleneckConfig
-from peft_smop.bottleneck.layer import BottleneckLayer, by_adapter
+from peft_smop.bottleneck.layer import BottleneckLayer
 from peft_smop.bottleneck.targets import target_pattern
 from peft_smop.errors import ConfigError
-
-BASE = "__base__"
-"""PEFT's name for a row that no adapter touches."""
+from peft_smop.rows import Call, RowTuner, current, follow_rows, rows_given
 
 
-class BottleneckModel(BaseTuner):
+class BottleneckModel(RowTuner):
     """A frozen model with bottlenecks behind its sub-layers.
 
     Build it with `peft.get_peft_model(model, BottleneckConfig(...))`. Rows of one batch may use
@@ -33,6 +28,8 @@ class BottleneckModel(BaseTuner):
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
+    config_class = BottleneckConfig
+    unmergeable = "a bottleneck cannot be merged into the weights: it is not linear"
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
@@ -54,7 +51,9 @@ class BottleneckModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         assert isinstance(peft_config, BottleneckConfig)
-        layer = target if isinstance(target, BottleneckLayer) else BottleneckLayer(target)
+        layer = (
+            target if isinstance(target, BottleneckLayer) else BottleneckLayer(target, self._rows)
+        )
         # every layer draws for itself, whatever else is adapted and in which order
         seed = zlib.crc32(f"{peft_config.seed} {current_key}".encode())
         layer.add_adapter(
@@ -87,113 +86,63 @@ class BottleneckModel(BaseTuner):
             # PEFT asks the first layer, where adapters of another placement may be missing
             self.set_adapter(min(self.peft_config))
 
-    def _check_merge_allowed(self) -> None:
-        raise ConfigError(
-            "a bottleneck cannot be merged into the weights: it is not linear; use unload() for the"
-            " bare model"
-        )
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Create an adapter's bottlenecks; with the first one also the hooks."""
+        known = next((m for m in model.modules() if isinstance(m, BottleneckLayer)), None)
+        owner = RowCheck() if known is None else known.owner
+        assert isinstance(owner, RowCheck)
+        self._rows = owner
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._rows.register(model)
 
-    def _unload_and_optionally_merge(
-        self, merge: bool = True, *args: Any, **kwargs: Any
-    ) -> nn.Module:
-        """Restore the bare model with its own heads; PEFT would leave the trained ones in it."""
-        if merge:
-            self._check_merge_allowed()
-        for parent in list(self.model.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, BottleneckLayer):
-                    setattr(parent, name, child.base_layer)
-                elif isinstance(child, ModulesToSaveWrapper):
-                    setattr(parent, name, child.original_module)
-        self.model.__dict__.pop("peft_config", None)
-        return self.model
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Let every row follow its own adapter during one forward or generate.
-
-        Raises:
-            ConfigError: an adapter is unknown, the names are not one per row, or gradient
-                checkpointing would compute the rows again without their names.
-        """
-        names: Sequence[str] | None = kwargs.get("adapter_names")
-        if names is None:
-            yield
-            return
-        self._check_adapter_names(names)
-        with ExitStack() as hooks:
-            if _rows_given(args, kwargs) is None:
-                # a forward shows its rows to the model, a generate here, before it repeats them
-                handle = self.model.register_forward_pre_hook(
-                    partial(_check_rows, names), with_kwargs=True
-                )
-                hooks.callback(handle.remove)
-            else:
-                _check_rows(names, self.model, args, kwargs)
-            for module in self.model.modules():
-                if isinstance(module, BottleneckLayer):
-                    handle = module.register_forward_pre_hook(
-                        partial(_name_rows, names), with_kwargs=True
-                    )
-                    hooks.callback(handle.remove)
-                elif isinstance(module, ModulesToSaveWrapper):
-                    handle = module.register_forward_hook(
-                        partial(_own_heads, names), with_kwargs=True
-                    )
-                    hooks.callback(handle.remove)
-            yield
-
-    def _check_adapter_names(self, names: Sequence[str]) -> None:
-        missing = sorted(set(names) - set(self.peft_config) - {BASE})
-        if missing:
-            raise ConfigError(
-                f"adapter_names has unknown adapters {', '.join(missing)}; known:"
-                f" {', '.join(sorted(self.peft_config))}, {BASE}"
+    def _new_call(self, adapter_names: Sequence[str] | None, repeats: bool) -> Call:
+        if (
+            adapter_names is not None
+            and self.training
+            and any(
+                getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
             )
-        if self.training and any(
-            getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
         ):
             raise ConfigError(
                 "adapter_names cannot be used in training with gradient checkpointing, which"
                 " computes rows again when their names are gone; leave one of the two out"
             )
+        return Call(self._rows, adapter_names, repeats)
+
+    def _remove_from(self, model: nn.Module) -> None:
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, BottleneckLayer):
+                    setattr(parent, name, child.base_layer)
+        self._rows.unregister()
 
 
-def _name_rows(
-    names: Sequence[str], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {**kwargs, "adapter_names": names}
+class RowCheck:
+    """Whose the calls of one model with bottlenecks are, and its hooks."""
 
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
 
-def _own_heads(
-    names: Sequence[str],
-    wrapper: ModulesToSaveWrapper,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Tensor,
-) -> Tensor:
-    """Compute each row's output by its own adapter's copy of a trained module."""
-    x, *others = args
+    def register(self, model: nn.Module) -> None:
+        """Let the model check its rows, once, and every new head follow them."""
+        if not self._handles:
+            self._handles.append(model.register_forward_pre_hook(self, with_kwargs=True))
+        self._handles += follow_rows(model, self)
 
-    def apply(name: str, rows: Tensor) -> Tensor:
-        head = dict(wrapper.modules_to_save).get(name, wrapper.original_module)
-        return head(rows, *others, **kwargs)
+    def unregister(self) -> None:
+        """Leave the model as it was."""
+        for handle in self._handles:
+            handle.remove()
 
-    return by_adapter(names, x, apply)
-
-
-def _check_rows(
-    names: Sequence[str], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    rows = _rows_given(args, kwargs)
-    if rows is not None and rows != len(names):
-        raise ConfigError(
-            f"adapter_names has {len(names)} entries for a batch of {rows} rows; give one name per"
-            " row"
-        )
-
-
-def _rows_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """The rows of the input, where a call shows them."""
-    inputs = (*args[:1], *(kwargs.get(n) for n in ("input_ids", "inputs", "inputs_embeds")))
-    return next((len(x) for x in inputs if isinstance(x, Tensor)), None)
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse names that are not one per row; only a generate repeats its rows."""
+        call, rows = current(self, Call), rows_given(args, kwargs)
+        if call is None or call.adapter_names is None or call.repeats or rows is None:
+            return
+        if rows != len(call.adapter_names):
+            raise ConfigError(
+                f"adapter_names has {len(call.adapter_names)} entries for a batch of {rows} rows;"
+                " give one name per row"
+            )

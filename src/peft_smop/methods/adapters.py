@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 
 from peft_smop.errors import CheckpointError
 from peft_smop.tuner import SMoPConfig
+from peft_smop.tuner.saved import newest_key
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-PROMPT_KEYS = ("smop_prompts", "prompt_embeddings")
-BASIS_KEY = "smop_networks.basis"
+PROMPT_KEYS = ("smop_adapters.prompts", "prompt_embeddings")
+BASIS_KEY = "network.basis"
 
 
 def load_adapter(backbone: PreTrainedModel, directory: Path) -> PeftModel:
@@ -27,6 +28,8 @@ def load_adapter(backbone: PreTrainedModel, directory: Path) -> PeftModel:
     check_adapter(directory, width=backbone.get_input_embeddings().weight.shape[1])
     try:
         return PeftModel.from_pretrained(backbone, str(directory))
+    except CheckpointError:
+        raise
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).strip().split("\n")[-1].strip()
         raise CheckpointError(f"{directory} does not fit this backbone: {reason}") from error
@@ -81,7 +84,10 @@ def check_adapter(directory: Path, *, width: int) -> None:
         raise CheckpointError(f"{path} does not exist; the adapter was saved without its weights")
     try:
         with safe_open(path, framework="pt") as tensors:
-            shapes = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
+            shapes = {
+                newest_key(key): tensors.get_slice(key).get_shape()
+                for key in tensors.keys()  # noqa: SIM118
+            }
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged or cut short ({error}); expected the safetensors file that was"
@@ -97,5 +103,5 @@ def check_adapter(directory: Path, *, width: int) -> None:
                 f"{path} was trained for a backbone with embeddings of width {shape[-1]};"
                 f" this backbone's are {width} wide"
             )
-    if isinstance(config, SMoPConfig) and not any(key.endswith("smop_prompts") for key in shapes):
+    if isinstance(config, SMoPConfig) and not any(key.endswith(PROMPT_KEYS[0]) for key in shapes):
         raise CheckpointError(f"{path} holds no soft prompts; expected those of {CONFIG_NAME}")

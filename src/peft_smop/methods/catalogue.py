@@ -17,13 +17,14 @@ from peft import (
     TaskType,
     get_peft_model,
 )
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from peft_smop.bottleneck import BottleneckConfig
 from peft_smop.errors import ConfigError, unknown
 from peft_smop.tuner import STRATEGIES, SMoPConfig
+from peft_smop.tuner.config import PENALTY_OPTIONS, ROUTING_OPTIONS
 
 PROMPT_RATES = (0.5, 0.3, 0.1)
 """The paper's learning rates for prompts (appendix C), searched in this order."""
@@ -31,8 +32,8 @@ WEIGHT_RATES = (1e-4, 5e-5, 1e-5)
 """The paper's learning rates for adapters and for full fine-tuning (appendix C)."""
 
 
-class MethodSpec(BaseModel):
-    """A method and its options; None leaves an option to the method."""
+class _Method(BaseModel):
+    """A method and the options that are no routing strategy's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -40,15 +41,6 @@ class MethodSpec(BaseModel):
     num_prompts: int | None = Field(default=None, description="k, the number of soft prompts")
     num_virtual_tokens: int | None = Field(default=None, description="l, length of one prompt")
     routing: str | None = Field(default=None, description="routing strategy of the mixture")
-    perturbation: bool | None = Field(default=None, description="noise on the router (eq. 5)")
-    top_k: int | None = Field(default=None, description="prompts summed for a row")
-    router_dropout: float | None = None
-    temperature: float | None = None
-    final_temperature: float | None = Field(default=None, description="annealed over the run")
-    consistency: float | None = None
-    fixed_prompt: int | None = None
-    load_balancing: float | None = None
-    z_loss: float | None = None
     parameterisation: str | None = Field(default=None, description="direct, residual, low-rank")
     hidden_size: int | None = Field(default=None, description="width of a network before prompts")
     rank: int | None = Field(default=None, description="of LoRA, or of low-rank prompts")
@@ -60,6 +52,26 @@ class MethodSpec(BaseModel):
     def given(self) -> dict[str, Any]:
         """The options that were said."""
         return {k: v for k, v in self.model_dump(exclude={"name"}).items() if v is not None}
+
+
+_OF_ROUTING = {
+    name: option
+    for name, option in (ROUTING_OPTIONS | PENALTY_OPTIONS).items()
+    if name != "annealing_steps"  # the run's own length
+}
+
+
+class MethodSpec(
+    create_model(  # type: ignore[misc]
+        "MethodSpec",
+        __base__=_Method,
+        **{
+            name: (kind, Field(default=None, description=description))
+            for name, (kind, description) in _OF_ROUTING.items()
+        },
+    )
+):
+    """A method and its options, those of routing strategies included; None: the method's own."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +101,7 @@ class Method:
 
 _INIT = frozenset({"init", "init_text", "init_adapter"})
 _PROMPT = _INIT | {"num_virtual_tokens", "parameterisation", "hidden_size", "rank"}
-_MIXTURE = _PROMPT | {
-    "num_prompts",
-    "routing",
-    "perturbation",
-    "top_k",
-    "router_dropout",
-    "temperature",
-    "final_temperature",
-    "consistency",
-    "fixed_prompt",
-    "load_balancing",
-    "z_loss",
-}
+_MIXTURE = _PROMPT | {"num_prompts", "routing"} | _OF_ROUTING.keys()
 
 
 def _smop(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
@@ -278,7 +278,8 @@ def virtual_tokens(spec: MethodSpec) -> int:
 def can_pack(spec: MethodSpec) -> bool:
     """Whether runs of this method can share passes: adapters of rows that see no other rows."""
     routing = "single" if spec.name == "single" else spec.routing or SMoPConfig.routing
-    return spec.name in ("smop", "single") and STRATEGIES[routing].rows_independent
+    strategy = {str(name): kind for name, kind in STRATEGIES.items()}.get(routing)
+    return spec.name in ("smop", "single") and strategy is not None and strategy.rows_independent
 
 
 def build(backbone: PreTrainedModel, spec: MethodSpec, setting: Setting) -> nn.Module:

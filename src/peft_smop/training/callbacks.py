@@ -111,12 +111,12 @@ class Revival(TrainerCallback):
         newest = next((e for e in reversed(state.log_history) if "eval_load_0" in e), None)
         if newest is None or newest.get("step") != state.global_step:
             return
-        count = self.layer.smop_prompts[self.adapter].shape[0]
+        count = self.layer[self.adapter].prompts.shape[0]
         load = [newest[f"eval_load_{j}"] for j in range(count)]
         dead = [j for j, part in enumerate(load) if part < DEAD_LOAD]
         if not dead:
             return
         busiest = max(range(count), key=load.__getitem__)
         seed = self.seed * 1_000_003 + state.global_step
-        self.layer.revive(self.adapter, dead, busiest, seed=seed)
+        self.layer[self.adapter].revive(dead, busiest, seed=seed)
         self.revived += len(dead)

@@ -41,8 +41,8 @@ _CHECKPOINTING: dict[str, Any] = {
 
 
 RATES = {
-    "router_learning_rate": ("smop_routers",),
-    "network_learning_rate": ("smop_networks", "mlp_head"),
+    "router_learning_rate": (".router",),
+    "network_learning_rate": (".network.", "mlp_head"),
 }
 """Options and the parts of parameters' names that they are for."""
 FALLBACK_RATE = 0.5
@@ -205,7 +205,7 @@ def _revival(model: nn.Module, num_prompts: int | None, seed: int) -> Revival:
         ConfigError: it has no router that could be given a copy.
     """
     layer, adapter = getattr(model, "smop_layer", None), getattr(model, "active_adapter", "")
-    if num_prompts is None or layer is None or adapter not in layer.smop_routers:
+    if num_prompts is None or layer is None or layer[adapter].router is None:
         raise ConfigError(
             "revive_dead_prompts=True needs a method with a router, such as smop; leave it out"
         )

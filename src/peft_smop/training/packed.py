@@ -117,7 +117,7 @@ def share_backbone(first: nn.Module, other: nn.Module) -> None:
             " several adapters' rows; run the others one after the other"
         )
     for name in tuner.active_adapters:
-        strategy = tuner.smop_layer.strategies[name]
+        strategy = tuner.smop_layer[name].strategy
         if not strategy.rows_independent:
             raise ConfigError(
                 f"routing={type(strategy).__name__.lower()!r} gives a row its neighbours' prompts,"

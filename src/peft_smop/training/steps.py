@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from peft_smop.rows import on_device
 from peft_smop.scoring import Features, Formulation, cut, to_device
 from peft_smop.tuner import SMoPModel
-from peft_smop.tuner.rows import Part, on_device, ranks_of
 
 
 @dataclass(frozen=True)
@@ -54,34 +55,52 @@ def forward_backward(
         backward: what to do with a loss.
     """
     device = next(model.parameters()).device
-    tuner = _tuner(model)
+    tuner = SMoPModel.of(model)
     rows = [(run, features) for run, part in enumerate(runs) for features in part.features]
     adapters = [part.adapter or _active(tuner) for part in runs]
     names = [adapters[run] for run, _ in rows]
-    ranks, total = ranks_of(names), Counter(names)
-    tokens = [0] * len(runs)
-    for run, features in rows:
-        tokens[run] += formulation.answer_length(features)
+    of_step = Counter(names)
+    tokens = _tokens(formulation, runs, device)
     losses = torch.zeros(len(runs), device=device)
     for members in _parts(tuner, rows, adapters, max_padding):
         batch = formulation.collate([rows[i][1] for i in members])
         own = [names[i] for i in members]
         asked = {} if runs[0].adapter is None else {"adapter_names": own}
-        place = Part(on_device([ranks[i] for i in members], device), total)
-        with nullcontext() if tuner is None else tuner.part_of_step(place):
+        with nullcontext() if tuner is None else tuner.terms_apart() as apart:
             logits = model(**to_device(batch, device), **asked).logits
         found, of_row = formulation.answer_losses(logits, batch["labels"])
-        of_run = [rows[members[row]][0] for row in of_row]
-        shares = on_device([1 / tokens[run] for run in of_run], device)
-        each = torch.zeros_like(losses).index_add(0, on_device(of_run, device), found * shares)
-        if tuner is not None and tuner.smop_layer.routing_losses:
-            terms = tuner.smop_layer.routing_losses
-            each = each + torch.stack([terms.get(name, each.new_zeros(())) for name in adapters])
+        of_run = on_device([rows[members[row]][0] for row in of_row], device)
+        each = torch.zeros_like(losses).index_add(0, of_run, found / tokens[of_run])
+        if apart is not None and apart.terms:
+            # each is a mean over the part's rows of its adapter
+            in_part = Counter(own)
+            each = each + torch.stack(
+                [
+                    apart.terms[name] * (in_part[name] / of_step[name])
+                    if name in apart.terms
+                    else each.new_zeros(())
+                    for name in adapters
+                ]
+            )
         backward(each.sum())
         losses += each.detach()
-    if tuner is not None:
-        tuner.smop_layer.end_step(total)
     return losses
+
+
+def _tokens(
+    formulation: Formulation, runs: Sequence[Rows], device: torch.device
+) -> Float[Tensor, "r"]:
+    """How many losses each run's answers have; over several processes their mean.
+
+    Gradients are averaged over processes, so that dividing by the mean gives each token of the step
+    the same weight, whichever process it is in.
+    """
+    counts = [sum(formulation.answer_length(f) for f in run.features) for run in runs]
+    tokens = on_device([float(count) for count in counts], device)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tokens)
+        tokens = tokens / dist.get_world_size()
+    return tokens
 
 
 def _parts(
@@ -94,12 +113,6 @@ def _parts(
     if tuner is not None and not tuner.smop_layer.rows_are_independent(adapters):
         return [list(range(len(rows)))]
     return cut([len(features["input_ids"]) for _, features in rows], max_padding)
-
-
-def _tuner(model: Any) -> SMoPModel | None:
-    """The SMoP model in what a trainer may have wrapped."""
-    tuner = getattr(getattr(model, "module", model), "base_model", None)
-    return tuner if isinstance(tuner, SMoPModel) else None
 
 
 def _active(tuner: SMoPModel | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -26,6 +26,10 @@ def bind(
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
+_WRAPPERS_NEVER_CALLED = ("opt",)
+"""Model types whose head calls what its base model wraps, past the base model itself."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """The module before which the prompt is spliced, and what it needs to be told."""
@@ -39,6 +43,14 @@ class Backbone:
     """Whether `position_ids` can be given. If not, positions follow the slots."""
     first_position: int
     """What the backbone calls the position of the first token."""
+    num_positions: int | None
+    """How many positions it has, where it has learned them one by one."""
+    slack: Literal["left", "right", "pressed"]
+    """Where a shorter prompt of a mixed batch leaves its unused slots, see `Layout.of`."""
+    padding_id: int | None
+    """The token that is only ever padding."""
+    predicts_next: bool
+    """Whether logits belong to the token after, as a causal LM's do."""
 
     @property
     def embedding(self) -> nn.Module:
@@ -47,9 +59,7 @@ class Backbone:
 
     @classmethod
     def of(cls, model: nn.Module) -> Backbone:
-        """Find the encoder of an encoder-decoder, else the deepest holder of the input embedding.
-
-        "Deepest" matters: `OPTForCausalLM` never calls the model it wraps, only its decoder.
+        """Find the encoder of an encoder-decoder, else the base model under the head.
 
         Raises:
             ConfigError: the model has no input embedding, or nothing in it is a transformers model.
@@ -59,39 +69,102 @@ class Backbone:
                 f"a {type(model).__name__} is not a transformers model; SMoP needs one to put"
                 f" prompts before"
             )
-        decoder = None
-        if model.config.is_encoder_decoder:
-            module, decoder = model.get_encoder(), model.get_decoder()
-        else:
-            embedding = model.get_input_embeddings()
-            holders = [
-                (name.count(".") + bool(name), part)
-                for name, part in model.named_modules()
-                if isinstance(part, PreTrainedModel)
-                and _share(part.get_input_embeddings(), embedding)
-            ]
-            if embedding is None or not holders:
-                raise ConfigError(
-                    f"{type(model).__name__} has no input embedding to put prompts before"
-                )
-            module = max(holders, key=lambda holder: holder[0])[1]
-        if "inputs_embeds" not in parameter_names(module):
+        decoder = _decoder(model)
+        module = model.get_encoder() if decoder is not None else _reader(model)
+        if not isinstance(module, PreTrainedModel) or _embedding(module) is None:
+            raise ConfigError(
+                f"{type(model).__name__} has no input embedding to put prompts before"
+            )
+        names = parameter_names(module)
+        if "inputs_embeds" not in names:
             raise ConfigError(
                 f"{type(module).__name__} takes no inputs_embeds, so no prompt can be put before"
                 f" its input"
             )
-        table = next(
-            (part for name, part in module.named_modules() if name.endswith("position_embeddings")),
-            None,
-        )
-        padding_index = getattr(table, "padding_idx", None)
+        for state in ("cache_params", "state"):
+            if state in names:
+                raise ConfigError(
+                    f"{type(model).__name__} carries its past in {state}, not in a key-value cache,"
+                    " and would be given the prompt again at every step; use a model with attention"
+                )
+        table = _position_table(module)
+        padding = getattr(table, "padding_idx", None)
+        first = 0 if padding is None else padding + 1
+        places = getattr(getattr(module, "embeddings", None), "position_ids", None)
+        if places is not None and places.numel():
+            first = max(first, int(places.flatten()[0]))
+        takes_positions = "position_ids" in names
+        predicts_next = decoder is None and model.can_generate()
+        slack: Literal["left", "right", "pressed"] = "left"
+        if table is not None and not takes_positions:
+            slack = "right" if predicts_next else "pressed"
+        learned = isinstance(table, nn.Embedding)
+        # OPT and BART keep two rows before the first position
+        reserved = max(first, getattr(table, "offset", 0) or 0)
         return cls(
             module=module,
             decoder=decoder,
             pooler=getattr(module, "pooler", None),
-            takes_positions="position_ids" in parameter_names(module),
-            first_position=0 if padding_index is None else padding_index + 1,
+            takes_positions=takes_positions,
+            first_position=first,
+            num_positions=table.num_embeddings - reserved if learned else None,
+            slack=slack,
+            padding_id=_padding_id(model.config.get_text_config()),
+            predicts_next=predicts_next,
         )
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module | None:
+    """The decoder of an encoder-decoder; None where only the encoder is there."""
+    if not model.config.is_encoder_decoder or "decoder_input_ids" not in parameter_names(model):
+        return None
+    return model.get_decoder()
+
+
+def _reader(model: PreTrainedModel) -> nn.Module | None:
+    """The outermost part that reads embeddings: inside it nothing has been made of them yet.
+
+    Where the outermost one is never called, the innermost.
+    """
+    embedding = _embedding(model)
+    base = model.base_model
+    holders = [
+        (name.count(".") + bool(name), part)
+        for name, part in model.named_modules()
+        if isinstance(part, PreTrainedModel) and _share(_embedding(part), embedding)
+    ]
+    if model.config.model_type not in _WRAPPERS_NEVER_CALLED and any(
+        part is base and "inputs_embeds" in parameter_names(part) for _, part in holders
+    ):
+        return base
+    return max(holders, key=lambda holder: holder[0])[1] if holders else None
+
+
+def _embedding(part: Any) -> nn.Module | None:
+    """A part's input embedding; None where it has none, as a vision tower."""
+    try:
+        return part.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def _position_table(module: nn.Module) -> nn.Module | None:
+    """What counts positions by slots: a table that was learned, or one of sinusoids."""
+    names = ("position_embeddings", "embed_positions", "wpe")
+    for name, part in module.named_modules():
+        if name.rsplit(".", 1)[-1] in names:
+            return part
+    return None
+
+
+def _padding_id(config: Any) -> int | None:
+    """The padding token, unless it also ends or begins texts."""
+    padding = getattr(config, "pad_token_id", None)
+    others: list[Any] = []
+    for key in ("bos_token_id", "eos_token_id", "sep_token_id"):
+        value = getattr(config, key, None)
+        others += value if isinstance(value, list) else [value]
+    return padding if isinstance(padding, int) and padding not in others else None
 
 
 def _share(one: nn.Module | None, other: nn.Module | None) -> bool:

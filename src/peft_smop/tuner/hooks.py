@@ -1,114 +1,195 @@
 """The hooks that put soft prompts before a backbone and keep everything around it in step.
 
-    model ─┬─ before_model: labels, for routing on the context
+    model ─┬─ before_model: a call begins; labels, for routing on the context
            ├─ after_model:  in training, the routing's own losses join the model's
            └─ backbone ─┬─ before_backbone: ids → embeddings → [padding; prompt; tokens]
                         │                   with mask, positions and token types
                         ├─ before_pooler:   BERT pools inside the backbone: the prompt dropped
                         └─ after_backbone:  the prompt dropped, where no decoder follows
               decoder ──── before_decoder:  the encoder's mask grows with its states
-              heads ────── after_head:      every row its own adapter's
+              heads ────── by rows:         every row its own adapter's
 
-They are bound methods of one object and stay registered from injection to unloading, so that a
-model can be copied, pickled and compiled. While a KV cache holds the prompt nothing is spliced;
-masks and positions still count it.
+They stay registered from injection to unloading, so that a model can be copied, pickled and
+compiled; what they remember belongs to the call (`PromptCall`). While a KV cache holds the prompt
+nothing is spliced; masks and positions still count it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from peft_smop.errors import ConfigError, PromptIgnoredError
+from peft_smop.rows import BASE, RowAdapters, begin, calling, current, end, follow_rows
+from peft_smop.tuner.admission import check_cache, check_input, fill
 from peft_smop.tuner.backbone import Backbone, bind, parameter_names
+from peft_smop.tuner.call import Apart, PromptCall, Routed
+from peft_smop.tuner.doors import Door, GenerateDoor
 from peft_smop.tuner.layer import SMoPLayer
-from peft_smop.tuner.losses import divergence
-from peft_smop.tuner.noise import fingerprints
-from peft_smop.tuner.rows import BASE, RowAdapters, on_device
-from peft_smop.tuner.splice import IGNORED_LABEL, Layout, context_mask, left_padding, mean_embedding
-
-WIDTH_IN_CACHE = "smop_prompt_width"
-"""The attribute by which a KV cache says how many positions of a soft prompt it begins with."""
-
-
-@dataclass
-class Call:
-    """One forward or generate through PEFT: one routing decision, whatever the passes."""
-
-    adapter_names: Sequence[str] | None = None
-    repeats: bool = True
-    """Whether rows may come repeated, as beams do."""
-    prompts: Tensor | None = None
-    """Every row's scaled prompt, once it is decided."""
-    seen: bool = False
-    """Whether the backbone, or a decoder behind its states, was called."""
+from peft_smop.tuner.mixture import Asked, soft_prompts
+from peft_smop.tuner.objective import divergence_terms, joined, routing_terms, share_of_step
+from peft_smop.tuner.scope import content_of, readable
+from peft_smop.tuner.splice import Layout, left_padding, mean_embedding
 
 
 class PromptHooks:
-    """The hooks of one model, and the little that has to be remembered between them."""
+    """The hooks of one model."""
 
     def __init__(self, layer: SMoPLayer, model: nn.Module, backbone: Backbone) -> None:
         self.layer = layer
-        self.call: Call | None = None
-        self.context_adapters: set[str] = set()
-        self._predicts_next = backbone.decoder is None and model.can_generate()
-        """Whether logits belong to the token after, as a causal LM's do."""
+        self.model = model
+        self.backbone = backbone
         self._names = parameter_names(backbone.module)
         self._model_names = parameter_names(model)
         self._decoder_names = parameter_names(backbone.decoder) if backbone.decoder else ()
-        self._takes_positions = backbone.takes_positions
-        self._first_position = backbone.first_position
         self._drops = backbone.decoder is None
-        self._as_tuple = False
-        self._is_second_pass = False
-        self._labels: Tensor | None = None
-        self._routed: RowAdapters | None = None
-        """The rows of this pass through the model, once they have been routed."""
-        self._layout: Layout | None = None
+        self._handles: list[RemovableHandle] = []
+        self._doors: list[Door] = []
 
-    def register(self, model: nn.Module, backbone: Backbone) -> None:
+    def register(self) -> None:
         """Register every hook that this kind of backbone needs."""
-        model.register_forward_pre_hook(self.before_model, with_kwargs=True)
-        model.register_forward_hook(self.after_model, with_kwargs=True)
-        backbone.module.register_forward_pre_hook(self.before_backbone, with_kwargs=True)
+        model, backbone = self.model, self.backbone
+        self._handles += [
+            model.register_forward_pre_hook(self.before_model, with_kwargs=True),
+            model.register_forward_hook(self.after_model, with_kwargs=True, always_call=True),
+            backbone.module.register_forward_pre_hook(self.before_backbone, with_kwargs=True),
+            backbone.module.register_forward_hook(self.after_backbone, always_call=True),
+        ]
         if backbone.decoder is not None:
-            backbone.decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
-        else:
-            backbone.module.register_forward_hook(self.after_backbone)
-            if backbone.pooler is not None:
-                backbone.pooler.register_forward_pre_hook(self.before_pooler)
+            hook = backbone.decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
+            self._handles.append(hook)
+        elif backbone.pooler is not None:
+            self._handles.append(backbone.pooler.register_forward_pre_hook(self.before_pooler))
+            if isinstance(backbone.pooler, nn.Linear):
+                encoder = backbone.module.encoder
+                self._handles.append(encoder.register_forward_hook(self.after_encoder))
+        modules = [model] if model is backbone.module else [model, backbone.module]
+        self._doors = [Door(module, self.layer) for module in modules]
+        if hasattr(model, "generate"):
+            self._doors.append(GenerateDoor(model, self.layer))
 
-    def register_heads(self, model: nn.Module) -> None:
+    def register_heads(self) -> None:
         """Let heads that are trained with the prompts follow the rows' adapters."""
-        for module in model.modules():
-            if isinstance(module, ModulesToSaveWrapper) and not any(
-                getattr(hook, "__self__", None) is self for hook in module._forward_hooks.values()
-            ):
-                module.register_forward_hook(self.after_head, with_kwargs=True)
+        self._handles += follow_rows(self.model, self.layer)
 
-    def unregister(self, model: nn.Module) -> None:
-        """Remove every hook of this object from the model."""
-        for module in model.modules():
-            for hooks in (module._forward_pre_hooks, module._forward_hooks):
-                for key in [
-                    k for k, hook in hooks.items() if getattr(hook, "__self__", None) is self
-                ]:
-                    del hooks[key]
-                    module._forward_pre_hooks_with_kwargs.pop(key, None)
-                    module._forward_hooks_with_kwargs.pop(key, None)
+    def unregister(self) -> None:
+        """Leave the model as it was."""
+        for mark in (*self._handles, *self._doors):
+            mark.remove()
 
-    def _row_adapters(self, rows: int) -> RowAdapters | None:
-        """Which adapter each row uses; None when adapters are disabled, absent, or touch no row."""
+    def before_model(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Begin a call, unless one is open; keep the labels: they end a causal LM's context."""
+        call = current(self.layer, PromptCall)
+        if call is None or call.in_model:
+            call = PromptCall(self.layer, opened_by="model")
+            begin(call)
+        call.in_model = call.admitted = True
+        call.seen, call.rows, call.decisions, call.layout = False, None, (), None
+        call.labels = bind(self._model_names, args, kwargs).get("labels")
+
+    def after_model(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """End the call; add to a training loss what the routing asks for.
+
+        Raises:
+            PromptIgnoredError: the backbone never saw the prompt.
+        """
+        call = current(self.layer, PromptCall)
+        assert call is not None
+        call.in_model = False
+        if call.opened_by == "model":
+            end(call)
+        if output is None or self.layer.disable_adapters:  # None: the forward has failed
+            return output
+        call.check_seen(module)
+        labels = bind(self._model_names, args, kwargs).get("labels")
+        caller = current(self.layer, Apart)
+        if not self.layer.training or call.draw > 0 or (labels is None and caller is None):
+            return output
+        rows, terms = call.rows, routing_terms(self.layer.adapters(), call.decisions)
+        if rows is not None and labels is not None:
+            again = partial(self._again, module, args, kwargs, call)
+            apart = divergence_terms(
+                self.layer.adapters(),
+                rows,
+                labels,
+                output,
+                again,
+                predicts_next=self.backbone.predicts_next,
+            )
+            terms = {name: apart.get(name, 0) + terms.get(name, 0) for name in {**terms, **apart}}
+        if caller is not None:
+            caller.terms = terms
+        elif terms and rows is not None and labels is not None:
+            total = kwargs.get("num_items_in_batch")
+            share = share_of_step(total, labels, predicts_next=self.backbone.predicts_next)
+            return joined(output, terms, rows, share)
+        return output
+
+    def _again(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: PromptCall
+    ) -> Any:
+        """The same rows through the model once more, with another draw; the last routes stay."""
+        last = self.layer.last
+        further = PromptCall(self.layer, call.adapter_names, call.repeats, draw=call.draw + 1)
+        with calling(further):
+            output = module(*args, **kwargs)
+        self.layer.last = last
+        return output
+
+    def before_backbone(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
+        """Splice the prompt, or, behind a cache that holds it, count it."""
+        call = current(self.layer, PromptCall)
+        if call is None:  # the backbone itself was called, as a bare `generate` calls encoders
+            call = PromptCall(self.layer, opened_by="backbone")
+            begin(call)
+        call.admitted, call.layout = True, None
+        # taken up here and by no later pass
+        labels, call.labels = call.labels, None
+        given = bind(self._names, args, kwargs)
+        ids, x = given.get("input_ids"), given.get("inputs_embeds")
+        tokens = x if x is not None else ids
+        if tokens is None:
+            return None
+        rows = self._row_adapters(call, tokens.shape[0])
+        call.seen = True
+        if rows is None or not rows.names:
+            return None
+        cache = given.get("past_key_values", given.get("cache"))
+        past = cache.get_seq_length() if cache is not None else 0
+        width = self.layer.width(rows)
+        check_input(given, self.backbone, past=past, tokens=tokens.shape[1], width=width)
+        if past > 0:
+            check_cache(
+                cache, rows, given, past + tokens.shape[1], width, fresh=call.prompts is None
+            )
+            return (), self._continued(given, rows, tokens, past)
+        if x is None:
+            x = module.get_input_embeddings()(ids)
+        call.as_tuple = given.get("return_dict") is False
+        if self._drops and call.as_tuple:
+            given["return_dict"] = True  # states are dropped by name, not by place
+        return (), self._spliced(call, given, rows, x, ids, labels)
+
+    def _row_adapters(self, call: PromptCall, count: int) -> RowAdapters | None:
+        """Which adapter each row follows; None when adapters are disabled or absent.
+
+        Raises:
+            ConfigError: rows and names differ, or several adapters are active and none is named.
+        """
         if self.layer.disable_adapters:
             return None
-        named = self.call.adapter_names if self.call else None
-        active = self.layer.active_adapters
+        named, active = call.adapter_names, self.layer.active_adapters
         if named is None and len(active) > 1:
             raise ConfigError(
                 f"{len(active)} adapters are active ({', '.join(active)}) but a row can follow"
@@ -116,166 +197,12 @@ class PromptHooks:
             )
         if named is None and not active:
             return None
-        if named is not None and self.call and not self.call.repeats and len(named) != rows:
+        if named is not None and not call.repeats and len(named) != count:
             raise ConfigError(
-                f"adapter_names has {len(named)} entries for a batch of {rows} rows; give one"
+                f"adapter_names has {len(named)} entries for a batch of {count} rows; give one"
                 " name per row"
             )
-        return RowAdapters.of(active[0] if active else BASE, named, rows)
-
-    def _mark_seen(self) -> None:
-        if self.call is not None:
-            self.call.seen = True
-
-    def before_model(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Keep the labels: they tell a causal LM's context from its answer."""
-        self._routed = None
-        self._labels = bind(self._model_names, args, kwargs).get("labels")
-
-    def after_model(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
-        """Add to a training loss what the routing strategies ask for.
-
-        Every adapter's terms count by its share of the rows, as its rows do in the mean loss. In a
-        part of a step the loss is the caller's to compute, and the terms are left in
-        `routing_losses`.
-        """
-        if not self.layer.training or self._is_second_pass or self.layer.disable_adapters:
-            return output
-        given = bind(self._model_names, args, kwargs)
-        labels = given.get("labels")
-        rows = self._routed
-        if labels is None or rows is None:
-            return output
-        part = self.layer.part
-        total = part.total if part else {name: rows.count(name) for name in rows.names}
-        terms = dict(self.layer.penalty_terms)
-        weights = self.layer.divergence_weights(rows)
-        if weights is not None:
-            other = self._routed_again(module, args, kwargs, rows)
-            apart = self._apart(_logits(output, labels), _logits(other, labels), labels)
-            for place, name in enumerate(rows.names):
-                own = [
-                    w if a == place else 0.0 for w, a in zip(weights, rows.of_each_row, strict=True)
-                ]
-                if any(own):
-                    term = (on_device(own, apart.device) * apart).sum() / total[name]
-                    terms[name] = terms[name] + term if name in terms else term
-        self.layer.routing_losses = terms
-        if part is not None or not terms:
-            return output
-        mean = torch.stack([total[name] / rows.rows * term for name, term in terms.items()]).sum()
-        extra = mean * self._share_of_step(kwargs, labels)
-        if isinstance(output, tuple):
-            return (output[0] + extra, *output[1:])
-        output["loss"] = output["loss"] + extra
-        return output
-
-    def _routed_again(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Any, rows: RowAdapters
-    ) -> Any:
-        """The same rows through the model once more, with other routes."""
-        first = self.layer.remember()
-        if self.call is not None:
-            self.call.prompts = None
-        self._is_second_pass = True
-        try:
-            with self.layer.second_pass(rows):
-                return module(*args, **kwargs)
-        finally:
-            self._is_second_pass = False
-            self.layer.restore(first)
-
-    def _share_of_step(self, kwargs: dict[str, Any], labels: Tensor) -> Tensor | float:
-        """This pass's part of a step that is accumulated over several.
-
-        A trainer that says how many labels the whole step counts adds the passes' losses up as they
-        are, and means each to be its own labels' share.
-        """
-        total = kwargs.get("num_items_in_batch")
-        if total is None:
-            return 1.0
-        counted = labels[:, 1:] if self._predicts_next and labels.dim() == 2 else labels
-        return (counted != IGNORED_LABEL).sum() / total
-
-    def _apart(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, "b"]:
-        """Each row's divergence, averaged over the positions that have a label."""
-        if one.dim() == 2:
-            return divergence(one, other)
-        if self._predicts_next:
-            one, other, labels = one[:, :-1], other[:, :-1], labels[:, 1:]
-        counted = (labels != IGNORED_LABEL).float()
-        total = (divergence(one, other) * counted).sum(dim=1)
-        return total / counted.sum(dim=1).clamp(min=1)
-
-    def before_backbone(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]] | None:
-        """Splice the prompt, or, behind a cache that holds it, count it."""
-        self._layout = None
-        # taken up here and by no later pass
-        labels, self._labels = self._labels, None
-        given = bind(self._names, args, kwargs)
-        ids, x = given.get("input_ids"), given.get("inputs_embeds")
-        tokens = x if x is not None else ids
-        if tokens is None:
-            return None
-        rows = self._row_adapters(tokens.shape[0])
-        self._mark_seen()
-        if rows is None or not rows.names:
-            return None
-        mask = given.get("attention_mask")
-        cache = given.get("past_key_values")
-        if getattr(cache, "is_compileable", False) or (
-            mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2)
-        ):
-            raise ConfigError(
-                "soft prompts need the two-dimensional attention mask (rows, tokens); static caches"
-                " and ready-made masks have no room for the prompt: use the default dynamic cache"
-            )
-        past = cache.get_seq_length() if cache is not None else 0
-        if past > 0:
-            self._check_cache(cache, rows, given, past + tokens.shape[1])
-            return (), self._continued(given, rows, tokens, past)
-        if x is None:
-            x = module.get_input_embeddings()(ids)
-        self._as_tuple = given.get("return_dict") is False
-        if self._drops and self._as_tuple:
-            given["return_dict"] = True  # states are dropped by name, not by place
-        return (), self._spliced(given, rows, x, ids, labels)
-
-    def _check_cache(
-        self, cache: Any, rows: RowAdapters, given: dict[str, Any], total: int
-    ) -> None:
-        """Refuse a cache whose content does not go with this batch's prompts.
-
-        Raises:
-            PromptIgnoredError: it was filled without a prompt, or with another adapter's.
-            ConfigError: the new tokens do not continue it.
-        """
-        width, held = self.layer.width(rows), getattr(cache, WIDTH_IN_CACHE, 0)
-        if held != width:
-            filled = f"with a soft prompt of {held}" if held else "without the soft prompt"
-            raise PromptIgnoredError(
-                f"past_key_values was filled {filled}, but this adapter's has {width} virtual"
-                " tokens; start from an empty cache"
-            )
-        mask, positions = given.get("attention_mask"), given.get("position_ids")
-        tokens = total - width
-        if mask is not None:
-            tokens = mask.shape[1]
-        elif positions is not None and self.call is not None and self.call.prompts is None:
-            # the cache is older than this call, and only the positions tell what it should hold
-            tokens = int(positions[0, -1]) + 1
-        if tokens + width != total:
-            raise ConfigError(
-                f"the cache and the new tokens have {total} positions, the text and its prompt"
-                f" {tokens + width}; generate cannot go on from a cache that holds a soft prompt:"
-                " leave past_key_values out"
-            )
+        return RowAdapters.of(active[0] if active else BASE, named, count)
 
     def _layout_for(
         self, rows: RowAdapters, mask: Tensor | None, like: Tensor, tokens: int
@@ -287,11 +214,12 @@ class PromptHooks:
             lengths=lengths,
             tokens=tokens,
             width=self.layer.width(rows),
-            slack="left" if self._takes_positions else "right",
+            slack=self.backbone.slack,
         )
 
     def _spliced(
         self,
+        call: PromptCall,
         given: dict[str, Any],
         rows: RowAdapters,
         x: Float[Tensor, "b n e"],
@@ -299,26 +227,26 @@ class PromptHooks:
         labels: Tensor | None,
     ) -> dict[str, Any]:
         mask = given.get("attention_mask")
-        layout = self._layout_for(rows, mask, x, x.shape[1])
-        self._routed = rows
-        given["input_ids"] = None
-        given["inputs_embeds"] = layout.embeddings(
-            self._prompts(x, ids, mask, rows, labels).to(x.dtype), x
-        )
+        if given.get("inputs_embeds") is not None and mask is not None:
+            # what stands under padding may be anything; a product by 0 would keep it
+            x = x.masked_fill((mask == 0)[:, :, None] & ~x.isfinite(), 0)
+        layout, call.rows = self._layout_for(rows, mask, x, x.shape[1]), rows
+        prompts = self._prompts(call, x, ids, mask, rows, labels).to(x.dtype)
+        given["input_ids"], given["inputs_embeds"] = None, layout.embeddings(prompts, x)
         if mask is not None or self.layer.is_uneven(rows):
             given["attention_mask"] = layout.mask(mask)
-        if self._takes_positions and (
+        if self.backbone.takes_positions and (
             given.get("position_ids") is not None or given.get("attention_mask") is not None
         ):
             # a caller's positions are kept; without any, counting from the prompt makes left
             # padding harmless
             given["position_ids"] = layout.positions(
-                given.get("position_ids"), first=self._first_position
+                given.get("position_ids"), first=self.backbone.first_position
             )
-        if given.get("token_type_ids") is not None:
-            given["token_type_ids"] = layout.token_types(given["token_type_ids"])
-        if self._drops:
-            self._layout = layout
+        for name in ("token_type_ids", "global_attention_mask"):
+            if given.get(name) is not None:
+                given[name] = layout.with_zeros(given[name])
+        call.layout = layout
         return given
 
     def _continued(
@@ -327,21 +255,28 @@ class PromptHooks:
         mask, positions = given.get("attention_mask"), given.get("position_ids")
         if mask is None and not self.layer.is_uneven(rows) and positions is None:
             return given  # the cache is longer by the prompt, and positions follow its length
+        if self.backbone.slack == "right" and self.layer.is_uneven(rows):
+            raise ConfigError(
+                "this model counts positions by slots, so prompts of different lengths (or"
+                " __base__) cannot go on from one cache; generate for each adapter by itself"
+            )
         width = self.layer.width(rows)
         total = mask.shape[1] if mask is not None else past - width + tokens.shape[1]
         layout = self._layout_for(rows, mask, tokens, total)
         if mask is not None or self.layer.is_uneven(rows):
             given["attention_mask"] = layout.mask(mask)
-        if not self._takes_positions:
+        if not self.backbone.takes_positions:
             return given
         if positions is not None:
             given["position_ids"] = positions + layout.lengths[:, None]
         else:
-            given["position_ids"] = layout.positions(None, first=self._first_position)[:, past:]
+            every = layout.positions(None, first=self.backbone.first_position)
+            given["position_ids"] = every[:, past:]
         return given
 
     def _prompts(
         self,
+        call: PromptCall,
         x: Tensor,
         ids: Tensor | None,
         mask: Tensor | None,
@@ -349,72 +284,71 @@ class PromptHooks:
         labels: Tensor | None,
     ) -> Float[Tensor, "b l e"]:
         """Every row's scaled prompt; decided once for a whole generation."""
-        if self.call is not None and self.call.prompts is not None:
-            pinned = self.call.prompts
-            if len(x) % len(pinned) == 0:
-                return pinned.repeat_interleave(len(x) // len(pinned), dim=0)
+        if call.prompts is not None:
+            return call.prompts.repeat_interleave(len(x) // len(call.prompts), dim=0)
+        adapters = self.layer.adapters()
+        routes = call.routes
+        asked = current(self.layer, Routed)
+        if routes is None and asked is not None:
+            routes = asked.routes(rows, x.device)
         with torch.autocast(x.device.type, enabled=False):
-            read = self._router_mask(x, mask, rows, labels)
-            content = None
-            if ids is not None and self.layer.reads_content(rows):
-                content = fingerprints(ids, read)
-            prompts = self.layer.soft_prompts(mean_embedding(x, read), rows, content)
-        if self.call is not None:
-            self.call.prompts = prompts
+            read = readable(
+                [adapters[name] for name in rows.names],
+                rows,
+                None if mask is None else mask != 0,
+                labels if self.backbone.predicts_next else None,
+                like=x,
+                asks_for_labels=self.backbone.predicts_next and not call.decides_once,
+            )
+            prompts, call.decisions = soft_prompts(
+                adapters,
+                rows,
+                mean_embedding(x, read),
+                content_of(adapters, rows, x, ids, read, training=self.layer.training),
+                asked=Asked(routes, call.draw),
+                training=self.layer.training,
+            )
+        self.layer.last = (rows, tuple(decision.detached() for decision in call.decisions))
+        if call.decides_once:
+            call.prompts = prompts
         return prompts
-
-    def _router_mask(
-        self, x: Tensor, mask: Tensor | None, rows: RowAdapters, labels: Tensor | None
-    ) -> Tensor | None:
-        """The tokens that each row's router reads."""
-        attended = None if mask is None else mask != 0
-        scoped = [name in self.context_adapters for name in rows.names]
-        if labels is None or not any(scoped):
-            return attended
-        if attended is None:
-            attended = torch.ones_like(labels, dtype=torch.bool)
-        context = context_mask(labels, attended)
-        if all(scoped):
-            return context
-        reads_context = on_device([a >= 0 and scoped[a] for a in rows.of_each_row], x.device)
-        return torch.where(reads_context[:, None], context, attended)
 
     def after_backbone(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Drop the prompt's positions: heads, losses and callers see the tokens they know."""
-        cache = output.get("past_key_values") if hasattr(output, "get") else None
-        layout, self._layout = self._layout, None
-        if layout is None:
+        call = current(self.layer, PromptCall)
+        assert call is not None
+        layout, call.layout, call.states = call.layout, None, None
+        if call.opened_by == "backbone":
+            end(call)
+        if output is None or layout is None or not self._drops:
             return output
-        if cache is not None:
-            setattr(cache, WIDTH_IN_CACHE, layout.width)
         if not hasattr(output, "get"):
             return (layout.drop(output[0]), *output[1:])
+        cache = output.get("past_key_values", output.get("cache"))
+        if cache is not None and call.rows is not None:
+            fill(cache, call.rows, layout.width)
         output["last_hidden_state"] = layout.drop(output["last_hidden_state"])
         if output.get("hidden_states") is not None:
             output["hidden_states"] = tuple(layout.drop(x) for x in output["hidden_states"])
-        return output.to_tuple() if self._as_tuple else output
+        if output.get("router_logits") is not None:  # of a mixture of experts, token by token
+            output["router_logits"] = tuple(layout.drop_flat(x) for x in output["router_logits"])
+        return output.to_tuple() if call.as_tuple else output
 
     def before_pooler(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Pool the first token, not the first virtual token."""
-        if self._layout is None:
+        call = current(self.layer, PromptCall)
+        if call is None or call.layout is None:
             return None
-        return (self._layout.drop(args[0]), *args[1:])
+        if args[0].dim() == 2:  # ALBERT and BigBird hand on what they take for the first token
+            assert call.states is not None
+            return (call.layout.drop(call.states)[:, 0], *args[1:])
+        return (call.layout.drop(args[0]), *args[1:])
 
-    def after_head(
-        self, wrapper: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor:
-        """Give every row its own adapter's head. PEFT's own way to do so refuses to train."""
-        names = self.call.adapter_names if self.call else None
-        if names is None or self.layer.disable_adapters:
-            return output
-        repeats = len(output) // len(names)
-        of_row = [name for name in names for _ in range(repeats)]
-        heads = dict(wrapper.modules_to_save.items())
-        for name in dict.fromkeys(names):
-            rows = on_device([i for i, n in enumerate(of_row) if n == name], output.device)
-            head = heads.get(name, wrapper.original_module)
-            output = output.index_copy(0, rows, head(args[0][rows], *args[1:], **kwargs))
-        return output
+    def after_encoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Keep the states that a pooler is handed only a part of."""
+        call = current(self.layer, PromptCall)
+        if call is not None and call.layout is not None:
+            call.states = output[0]
 
     def before_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -424,15 +358,18 @@ class PromptHooks:
         Raises:
             PromptIgnoredError: the states were computed without the prompt and have no room for it.
         """
+        call = current(self.layer, PromptCall)
         given = bind(self._decoder_names, args, kwargs)
         states, mask = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
-        self._mark_seen()
-        rows = None if states is None else self._row_adapters(states.shape[0])
-        if states is None or rows is None or not rows.names:
+        if call is None or states is None:
+            return None
+        is_fresh, call.seen = not call.seen and call.prompts is None, True
+        rows = self._row_adapters(call, states.shape[0])
+        if rows is None or not rows.names:
             return None
         width = self.layer.width(rows)
         if mask is None:
-            if self.call is not None and self.call.prompts is None:
+            if is_fresh:
                 raise PromptIgnoredError(
                     "encoder_outputs without an attention_mask do not show whether they hold the"
                     " soft prompt; pass the attention_mask of the tokens"
@@ -449,18 +386,3 @@ class PromptHooks:
         layout = self._layout_for(rows, mask, states, states.shape[1] - width)
         given["encoder_attention_mask"] = layout.mask(mask)
         return (), given
-
-
-def _logits(output: Any, labels: Tensor) -> Tensor:
-    """A labelled output's logits.
-
-    Raises:
-        ConfigError: the head has none to compare.
-    """
-    logits = output[1] if isinstance(output, tuple) else output.get("logits")
-    if logits is None or logits.shape[-1] == 1 or logits.dim() not in (2, 3):
-        raise ConfigError(
-            "consistency compares two distributions over labels, which this head does not give;"
-            " set consistency=0"
-        )
-    return logits

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from peft_smop.errors import CheckpointError, ConfigError
 from peft_smop.tuner.config import SMoPConfig
 from peft_smop.tuner.parameterisation import put_together
+from peft_smop.tuner.saved import CONTAINER, newest_key
 
 COMMON_TOKENS = 5000
 """Lester et al. draw from the most common tokens; vocabularies are ordered by frequency,
@@ -152,11 +153,11 @@ def read_prompts(directory: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is damaged and cannot be read ({error}); expected safetensors"
         ) from error
-    own = {key.rsplit("smop_", 1)[-1]: value for key, value in tensors.items() if "smop_" in key}
+    own = {newest_key(k).rpartition(CONTAINER)[2]: v for k, v in tensors.items() if "smop_" in k}
     if "prompts" in own:
-        network = {k.removeprefix("networks."): v for k, v in own.items() if "networks." in k}
+        network = {k.removeprefix("network."): v for k, v in own.items() if "network." in k}
         found = {"prompts": put_together(own["prompts"], network)}
-        return found | ({"router": own["routers"]} if "routers" in own else {})
+        return found | ({"router": own["router"]} if "router" in own else {})
     if "prompt_embeddings" in tensors:
         # PEFT saves a second half for encoder-decoders, which it never uses
         length = json.loads((path.parent / "adapter_config.json").read_text())["num_virtual_tokens"]
@@ -195,9 +196,7 @@ def initial_prompts(start: Start) -> Float[Tensor, "k l e"]:
     device = start.embedding.weight.device
     if start.is_meta:
         return torch.empty(start.k, start.l, start.width, device=device)
-    prompts = INITIALISERS[start.config.init](start).to(device)
-    start.config.is_initialised = True
-    return prompts
+    return INITIALISERS[start.config.init](start).to(device)
 
 
 def initial_router(start: Start) -> Float[Tensor, "e k"]:

@@ -8,20 +8,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from peft_smop.tuner.routing import Routing
+from peft_smop.errors import ConfigError
+from peft_smop.tuner.routing import Routing, option
 
 
-def load_balancing_loss(routing: Routing) -> Float[Tensor, ""]:
+def first_choices(routing: Routing) -> Float[Tensor, "k"]:
+    """How many rows the router itself would send to each prompt, whatever a strategy overrules."""
+    k = routing.logits.shape[1]
+    return torch.nn.functional.one_hot(routing.logits.argmax(dim=-1), k).float().sum(dim=0)
+
+
+def load_balancing_loss(
+    routing: Routing, load: Float[Tensor, "k"] | None = None
+) -> Float[Tensor, ""]:
     """Compute k Σ_j f_j m_j from the shares f_j of rows and the mean probabilities m_j of prompt j.
 
     1 when both are uniform, k when one prompt takes everything (Fedus et al., 2022, eq. 4).
+
+    Args:
+        routing: of one adapter's rows.
+        load: f, where it is counted over more rows than these; None: over these.
     """
-    k = routing.logits.shape[1]
-    # the router's own first choice, also where a strategy overrules it
-    first = torch.nn.functional.one_hot(routing.logits.argmax(dim=-1), k)
-    load = first.float().mean(dim=0)
+    if load is None:
+        load = first_choices(routing) / len(routing.logits)
     importance = routing.logits.softmax(dim=-1).mean(dim=0)
-    return k * (load * importance).sum()
+    return len(load) * (load * importance).sum()
 
 
 def router_z_loss(routing: Routing) -> Float[Tensor, ""]:
@@ -36,19 +47,31 @@ def router_z_loss(routing: Routing) -> Float[Tensor, ""]:
 class Penalties:
     """The weights of both."""
 
-    load_balancing: float = 0.0
-    z_loss: float = 0.0
+    load_balancing: float = option(
+        0.0, "weight of the loss that spreads rows over prompts (Fedus et al., 2022, eq. 4)"
+    )
+    z_loss: float = option(
+        0.0, "weight of the loss that keeps the router's logits small (Zoph et al., 2022, eq. 5)"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("load_balancing", "z_loss"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ConfigError(f"{name}={value!r} must be at least 0")
 
     @property
     def is_active(self) -> bool:
         """Whether there is anything to compute."""
         return bool(self.load_balancing or self.z_loss)
 
-    def __call__(self, routing: Routing) -> Float[Tensor, ""]:
-        """The weighted sum over one adapter's rows."""
+    def __call__(
+        self, routing: Routing, load: Float[Tensor, "k"] | None = None
+    ) -> Float[Tensor, ""]:
+        """The weighted sum over one adapter's rows; `load` as in `load_balancing_loss`."""
         total = routing.logits.new_zeros(())
         if self.load_balancing:
-            total = total + self.load_balancing * load_balancing_loss(routing)
+            total = total + self.load_balancing * load_balancing_loss(routing, load)
         if self.z_loss:
             total = total + self.z_loss * router_z_loss(routing)
         return total

@@ -6,59 +6,67 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
+import torch
 from accelerate import init_empty_weights
-from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from jaxtyping import Float
+from peft import PeftConfig
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from peft_smop.errors import ConfigError, PromptIgnoredError
+from peft_smop.errors import ConfigError
+from peft_smop.rows import Call, RowTuner, calling, current
 from peft_smop.tuner.backbone import Backbone
+from peft_smop.tuner.call import Apart, PromptCall, Routed
 from peft_smop.tuner.config import SMoPConfig
-from peft_smop.tuner.hooks import Call, PromptHooks
+from peft_smop.tuner.doors import check_generation
+from peft_smop.tuner.hooks import PromptHooks
 from peft_smop.tuner.initialisation import Start, initial_prompts, initial_router
-from peft_smop.tuner.layer import SMoPLayer
-from peft_smop.tuner.losses import Penalties
+from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.parameterisation import PARAMETERISATIONS
-from peft_smop.tuner.routing import Fixed, Forced
-from peft_smop.tuner.rows import BASE, Part, Routes
+from peft_smop.tuner.passes import prompt_losses
+from peft_smop.tuner.routes import Routes
+from peft_smop.tuner.saved import loaded_keys, saved_key
 
 CHILD = "smop"
 """The one module added to a model. PEFT skips modules whose name contains the method's prefix,
 `smop_`."""
+MOST_NUMBERS = 2**31
+"""Numbers in an adapter's prompts beyond which its configuration is taken for a mistake: 8 GiB."""
 
 
-class SMoPModel(BaseTuner):
+class SMoPModel(RowTuner):
     """A frozen model with soft prompts before its backbone.
 
     Build it with `peft.get_peft_model(model, SMoPConfig(...))`. Rows of one batch may use different
     adapters, in inference and in training: `model(**batch, adapter_names=["a", "b", "__base__",
     ...])`.
-
-    Args:
-        model: a transformers model, or a PEFT model around one, which is then frozen as well.
-        peft_config: one configuration, or one by adapter name.
-        adapter_name: the adapter to create.
-        low_cpu_mem_usage: create its tensors without values, to be loaded.
     """
 
     prefix = "smop_"
     tuner_layer_cls = SMoPLayer
+    config_class = SMoPConfig
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    part_names = (
+        "prompts",
+        "router",
+        "network",
+        "steps",
+        "seed",
+        "down",
+        "up",
+        "norm",
+        "basis",
+        "weight",
+        "bias",
+    )
+    unmergeable = "a soft prompt cannot be merged into the weights: it depends on the input"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        peft_config: PeftConfig | dict[str, PeftConfig],
-        adapter_name: str,
-        low_cpu_mem_usage: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        if isinstance(model, PeftModel):
-            model = model.get_base_model()
-        # the configuration that an inner adapter (LoRA) left on the model is not ours to extend
-        model.__dict__.pop("peft_config", None)
-        super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, **kwargs)
+    @classmethod
+    def of(cls, model: nn.Module) -> SMoPModel | None:
+        """The tuner in a PEFT model, whatever a trainer has wrapped around it; None: no SMoP."""
+        inner = getattr(model, "module", model)
+        tuner = inner if isinstance(inner, cls) else getattr(inner, "base_model", None)
+        return tuner if isinstance(tuner, cls) else None
 
     @property
     def smop_layer(self) -> SMoPLayer:
@@ -68,19 +76,42 @@ class SMoPModel(BaseTuner):
     @property
     def last_routes(self) -> Routes | None:
         """The last routing decision, row by row; None before the first."""
-        return self.smop_layer.last_routes()
+        return None if self.smop_layer.last is None else Routes.of(*self.smop_layer.last)
 
     @contextmanager
-    def forced_prompt(self, index: int, adapter_name: str | None = None) -> Iterator[None]:
-        """Send an adapter's rows to one prompt for a while, at the scale of each row's own choice.
+    def routed(self, indices: Tensor | Sequence[int]) -> Iterator[None]:
+        """Ask for a prompt for every row, at the weight of the row's own choice.
+
+        Args:
+            indices: one for each row, counted from 0; -1: the row's own choice. Rows of adapters
+                whose strategy chooses no prompt get theirs at weight 1.
+
+        Raises:
+            ConfigError: there is no such prompt, or there is not one for each row.
+        """
+        routes = torch.as_tensor(indices)
+        if routes.dim() != 1 or routes.dtype.is_floating_point or routes.dtype == torch.bool:
+            raise ConfigError(f"routed({indices!r}) must be given one whole number for each row")
+        most = max(adapter.prompts.shape[0] for adapter in self.smop_layer.adapters().values())
+        for index in routes.tolist():
+            if not -1 <= index < most:
+                raise ConfigError(
+                    f"routed() asks for prompt {index}; choose 0 to {most - 1}, or -1 for a row's"
+                    " own choice"
+                )
+        with calling(Routed(self.smop_layer, indices=routes)):
+            yield
+
+    @contextmanager
+    def forced_prompt(self, index: Any, adapter_name: str | None = None) -> Iterator[None]:
+        """Ask for one prompt for all rows of an adapter: a special case of `routed`.
 
         Args:
             index: the prompt, counted from 0.
             adapter_name: the adapter; the active one by default.
 
         Raises:
-            ConfigError: there is no such adapter or prompt, the adapter has no router, or none is
-                named and not one is active.
+            ConfigError: there is no such adapter or prompt, or none is named and not one is active.
         """
         active = self.active_adapters
         if adapter_name is None and len(active) != 1:
@@ -89,29 +120,49 @@ class SMoPModel(BaseTuner):
                 " prompt is to be forced"
             )
         name = adapter_name or active[0]
-        layer = self.smop_layer
-        if name not in layer.smop_routers:
-            raise ConfigError(f"adapter {name!r} has no router whose choice could be forced")
-        Fixed(fixed_prompt=index).check(layer.smop_routers[name].shape[1])
-        before = layer.strategies[name]
-        layer.strategies[name] = Forced(own=before, prompt=index)
-        try:
+        if name not in self.smop_layer:
+            raise ConfigError(f"there is no adapter {name!r} whose prompt could be forced")
+        count = self.smop_layer[name].prompts.shape[0]
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+            raise ConfigError(
+                f"prompt {index!r} is not one of the {count} of adapter {name!r}; choose 0 to"
+                f" {count - 1}"
+            )
+        outer = current(self.smop_layer, Routed)
+        others = {} if outer is None else outer.by_adapter
+        with calling(Routed(self.smop_layer, by_adapter={**others, name: index})):
             yield
-        finally:
-            layer.strategies[name] = before
+
+    def prompt_losses(
+        self, *, chunk: int = 64, adapter_names: Sequence[str] | None = None, **batch: Any
+    ) -> Float[Tensor, "b k"]:
+        """Every row's loss under each of its adapter's prompts: -log p(answer | text, prompt).
+
+        Without gradient and in evaluation mode, so that rows differ by their prompts alone; the
+        model is put back as it was. Losses are summed over a row's labels.
+
+        Args:
+            chunk: most rows in one pass, which bounds the memory.
+            adapter_names: one name for each row; None: all follow the active adapter.
+            batch: as the model takes it, with labels.
+
+        Returns:
+            NaN for prompts that a row's adapter does not have, and for rows of `__base__`.
+
+        Raises:
+            ConfigError: there are no labels, or the head gives no distribution over them.
+        """
+        return prompt_losses(self, batch, adapter_names=adapter_names, chunk=chunk)
 
     @contextmanager
-    def part_of_step(self, part: Part) -> Iterator[None]:
-        """Compute some of a training step's rows: randomness, and steps, count by the whole step.
+    def terms_apart(self) -> Iterator[Apart]:
+        """Leave the routing's own losses to a caller who adds losses up by itself.
 
-        What the routing strategies add to the loss is left in `smop_layer.routing_losses`. After
-        the last part of a step call `smop_layer.end_step`.
+        Yields:
+            Its `terms` are those of the last pass within, by adapter, each a mean over its rows.
         """
-        self.smop_layer.part = part
-        try:
-            yield
-        finally:
-            self.smop_layer.part = None
+        with calling(Apart(self.smop_layer)) as apart:
+            yield apart
 
     def adopt(self, name: str, other: SMoPModel, other_name: str) -> None:
         """Take up an adapter of a model around the same backbone; its tensors are shared.
@@ -125,9 +176,7 @@ class SMoPModel(BaseTuner):
             other_name: what it is called there.
         """
         self.peft_config[name] = other.peft_config[other_name]
-        self.smop_layer.adopt(name, other.smop_layer, other_name)
-        if other_name in other._hooks.context_adapters:
-            self._hooks.context_adapters.add(name)
+        self.smop_layer.smop_adapters[name] = other.smop_layer[other_name]
         theirs = dict(other.model.named_modules())
         for path, module in self.model.named_modules():
             if isinstance(module, ModulesToSaveWrapper):
@@ -138,10 +187,6 @@ class SMoPModel(BaseTuner):
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         raise AssertionError("SMoP replaces no module")
-
-    def _check_new_adapter_config(self, config: PeftConfig) -> None:
-        if not isinstance(config, SMoPConfig):
-            raise ConfigError(f"a SMoP model takes a SMoPConfig, not a {type(config).__name__}")
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Nothing to cast: prompts and routers are fp32 from the start."""
@@ -158,16 +203,24 @@ class SMoPModel(BaseTuner):
         config = self.peft_config[adapter_name]
         self._check_new_adapter_config(config)
         assert isinstance(config, SMoPConfig)
-        backbone = Backbone.of(model)
-        if not isinstance(getattr(model, CHILD, None), SMoPLayer):
-            # before PEFT looks: it restores the trainability it finds once a tuner layer exists
-            model.requires_grad_(False)
+        layer = getattr(model, CHILD, None)
+        backbone = layer.hooks.backbone if isinstance(layer, SMoPLayer) else Backbone.of(model)
+        adapter = _adapter(
+            model,
+            backbone,
+            config,
+            scope=_scope(config, predicts_next=backbone.predicts_next, model=model),
+            low_cpu_mem_usage=low_cpu_mem_usage,
+        )
+        if not isinstance(layer, SMoPLayer):
+            model.requires_grad_(False)  # before PEFT looks: it restores what it finds
             layer = SMoPLayer()
             layer.train(model.training)
-            self._hooks = PromptHooks(layer, model, backbone)
-            self._hooks.register(model, backbone)
+            layer.hooks = PromptHooks(layer, model, backbone)
+            layer.hooks.register()
             setattr(model, CHILD, layer)
-        self._add_adapter(model, backbone, adapter_name, config, low_cpu_mem_usage)
+        adapter.train(model.training)
+        layer.smop_adapters[adapter_name] = adapter
         super().inject_adapter(
             model,
             adapter_name,
@@ -175,194 +228,116 @@ class SMoPModel(BaseTuner):
             low_cpu_mem_usage=low_cpu_mem_usage,
             **kwargs,
         )
-        self._hooks.register_heads(model)
+        layer.hooks.register_heads()
 
-    def _add_adapter(
-        self,
-        model: nn.Module,
-        backbone: Backbone,
-        name: str,
-        config: SMoPConfig,
-        low_cpu_mem_usage: bool,
-    ) -> None:
-        if config.router_scope == "context" and backbone.decoder is not None:
-            raise ConfigError(
-                "router_scope='context' is for causal LMs, which see answers in their input;"
-                f" {type(model).__name__} does not: leave it out"
-            )
-        text_config = model.config.get_text_config()
-        special = {
-            value
-            for key in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-            for value in _as_list(getattr(text_config, key, None))
-        }
-        start = Start(config, backbone.embedding, special, getattr(model, "name_or_path", None))
-        strategy = config.strategy()
-        if config.rank is not None and config.rank > start.width:
-            raise ConfigError(
-                f"rank={config.rank} exceeds the embedding's width {start.width}; lower rank"
-            )
-        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-            prompts = initial_prompts(start)
-            router = initial_router(start) if strategy.has_router else None
-            size = config.hidden_size if config.rank is None else config.rank
-            stored, network = PARAMETERISATIONS[config.parameterisation].of(
-                prompts, size, start.generator
-            )
-            self._check_name(name, network)
-            self.smop_layer.add_adapter(
-                name,
-                prompts=stored,
-                router=router,
-                strategy=strategy,
-                seed=config.seed,
-                network=network,
-                penalties=Penalties(config.load_balancing, config.z_loss),
-            )
-        if config.router_scope == "context":
-            self._hooks.context_adapters.add(name)
-        else:
-            self._hooks.context_adapters.discard(name)
-
-    def _check_name(self, name: str, network: nn.Module | None) -> None:
-        """Refuse names by which PEFT, saving an adapter, would leave out parts of its network."""
-        networks = dict(self.smop_layer.smop_networks.items())
-        networks |= {} if network is None else {name: network}
-        for adapter, other in networks.items():
-            parts = {part for key, _ in other.named_parameters() for part in key.split(".")}
-            clash = parts & (set(self.peft_config) | {name}) - {adapter}
-            if clash:
-                raise ConfigError(
-                    f"an adapter cannot be named {min(clash)!r} beside {adapter!r}, whose network"
-                    " has a part of that name; choose another name"
-                )
-
-    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        """Nothing to mark: the backbone was frozen at injection, adapters manage themselves."""
-
-    def _enable_adapter_layers(self, enabled: bool = True) -> None:
-        # only ours: an inner adapter (LoRA) belongs to the backbone
-        for module in self.model.modules():
-            if isinstance(module, SMoPLayer | AuxiliaryTrainingWrapper):
-                module.enable_adapters(enabled)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; if it was active PEFT activates another one and says so."""
-        super().delete_adapter(adapter_name)
-        self._hooks.context_adapters.discard(adapter_name)
+    def _new_call(self, adapter_names: Sequence[str] | None, repeats: bool) -> Call:
+        return PromptCall(self.smop_layer, adapter_names, repeats)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Surround one forward or generate: adapters by row, one decision, proof of the prompt.
+        """Surround one forward or generate.
 
         Raises:
             ConfigError: an adapter is unknown, or this kind of generation has no room for a prompt.
-            PromptIgnoredError: the pass ended and the backbone never saw the prompt.
         """
-        names: Sequence[str] | None = kwargs.get("adapter_names")
-        if names is not None:
-            self._check_adapter_names(names)
-        self._check_generation(kwargs)
-        rows = _rows_given(args, kwargs)
-        if names is not None and rows is not None and rows != len(names):
-            raise ConfigError(
-                f"adapter_names has {len(names)} entries for a batch of {rows} rows; give one name"
-                " per row"
-            )
-        # a forward does not show its rows here; only generate does, and only it repeats them
-        before, call = self._hooks.call, Call(adapter_names=names, repeats=rows is not None)
-        self._hooks.call = call
-        try:
+        if not self.smop_layer.disable_adapters:
+            check_generation(self.model, kwargs)
+        with super()._enable_peft_forward_hooks(*args, **kwargs):
             yield
-            if not call.seen:
-                raise PromptIgnoredError(
-                    f"{type(self.model).__name__} finished a pass without calling its backbone, so"
-                    f" the soft prompt"
-                    " was ignored; call the model through its forward or generate"
-                )
-        finally:
-            self._hooks.call = before
 
-    def _check_adapter_names(self, names: Sequence[str]) -> None:
-        known = set(self.peft_config)
-        missing = sorted(set(names) - known - {BASE})
-        if missing:
-            raise ConfigError(
-                f"adapter_names has unknown adapters {', '.join(missing)}; known:"
-                f" {', '.join(sorted(known))}, {BASE}"
-            )
-
-    def _check_generation(self, kwargs: dict[str, Any]) -> None:
-        if kwargs.get("assistant_model") is not None:
-            raise ConfigError(
-                "assisted generation crops its cache by token count and would cut into the soft"
-                " prompt;"
-                " generate without assistant_model"
-            )
-        for key in ("prompt_lookup_num_tokens", "prefill_chunk_size"):
-            settings = (
-                kwargs,
-                kwargs.get("generation_config"),
-                getattr(self.model, "generation_config", None),
-            )
-            for where in settings:
-                value = where.get(key) if isinstance(where, dict) else getattr(where, key, None)
-                if value is not None:
-                    raise ConfigError(
-                        f"{key}={value} splits the input, but the soft prompt belongs before all"
-                        f" of it;"
-                        f" leave {key} out"
-                    )
-
-    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: see `merge_and_unload`."""
-        self._check_merge_allowed()
-
-    def _check_merge_allowed(self) -> None:
-        raise ConfigError(
-            "a soft prompt cannot be merged into the weights: it depends on the input;"
-            " use unload() for the bare model"
-        )
-
-    def _unload_and_optionally_merge(
-        self, merge: bool = True, *args: Any, **kwargs: Any
-    ) -> nn.Module:
-        if merge:
-            self._check_merge_allowed()
-        self._hooks.unregister(self.model)
-        delattr(self.model, CHILD)
-        self.model.__dict__.pop("peft_config", None)
-        for parent in list(self.model.modules()):
-            for name, child in list(parent.named_children()):
-                # a head that an inner adapter (LoRA) also trains stays as it is
-                if isinstance(child, ModulesToSaveWrapper) and set(child.modules_to_save) <= set(
-                    self.peft_config
-                ):
-                    setattr(parent, name, child.original_module)
-        return self.model
+    def _remove_from(self, model: nn.Module) -> None:
+        self.smop_layer.hooks.unregister()
+        delattr(model, CHILD)
 
     @classmethod
     def _get_adapter_state_dict(
-        cls, *, state_dict: dict[str, Tensor], **kwargs: Any
+        cls, *, state_dict: dict[str, Tensor], adapter_name: str, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Only our tensors: a backbone may carry another tuner's."""
-        return {key: value for key, value in state_dict.items() if f"{CHILD}.{cls.prefix}" in key}
+        """Only our tensors of one adapter: a backbone may carry another tuner's."""
+        part = f"{CHILD}.smop_adapters.{adapter_name}."
+        return {key: value for key, value in state_dict.items() if part in key}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """The name follows our attribute; PEFT would miss it before the parts of a network."""
-        before, mark, after = key.partition(f"{CHILD}.{cls.prefix}")
-        attribute, _, rest = after.partition(".")
-        if not mark or not f"{rest}.".startswith(f"{adapter_name}."):
-            return super()._remove_adapter_name_from_key(key, adapter_name)
-        return before + mark + attribute + rest.removeprefix(adapter_name)
+        return saved_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, *, model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor], **kwargs: Any
+    ) -> dict[str, Tensor]:
+        return loaded_keys(model, adapter_name, state_dict)
 
 
-def _rows_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """The rows of the input, where a call shows them."""
-    inputs = (*args[:1], *(kwargs.get(n) for n in ("input_ids", "inputs", "inputs_embeds")))
-    return next((len(x) for x in inputs if isinstance(x, Tensor)), None)
+def _scope(config: SMoPConfig, *, predicts_next: bool, model: nn.Module) -> Any:
+    """What the router reads of this kind of model's rows; said in the configuration from now on.
+
+    Raises:
+        ConfigError: the model sees no answers in its input.
+    """
+    if config.router_scope is None:
+        config.router_scope = "context" if predicts_next else "input"
+    if config.router_scope == "context" and not predicts_next:
+        raise ConfigError(
+            "router_scope='context' is for causal LMs, which see answers in their input;"
+            f" {type(model).__name__} does not: leave it out"
+        )
+    return config.router_scope
 
 
-def _as_list(ids: Any) -> list[int]:
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+def _adapter(
+    model: nn.Module,
+    backbone: Backbone,
+    config: SMoPConfig,
+    *,
+    scope: Any,
+    low_cpu_mem_usage: bool,
+) -> Adapter:
+    """Create one adapter with its start.
+
+    Raises:
+        ConfigError: it is too large, or its rank exceeds the embedding's width.
+    """
+    text_config = model.config.get_text_config()
+    special = {
+        value
+        for key in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+        for value in _as_list(getattr(text_config, key, None))
+    }
+    start = Start(config, backbone.embedding, special, getattr(model, "name_or_path", None))
+    strategy = config.strategy()
+    if config.rank is not None and config.rank > start.width:
+        raise ConfigError(
+            f"rank={config.rank} exceeds the embedding's width {start.width}; lower rank"
+        )
+    if start.k * (start.l + strategy.has_router) * start.width > MOST_NUMBERS:
+        raise ConfigError(
+            f"num_prompts={start.k} prompts of {start.l} virtual tokens, each {start.width} wide,"
+            " exceed 8 GiB; lower num_prompts or num_virtual_tokens"
+        )
+    with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+        prompts = initial_prompts(start)
+        router = initial_router(start) if strategy.has_router else None
+        size = config.hidden_size if config.rank is None else config.rank
+        stored, network = PARAMETERISATIONS[config.parameterisation].of(
+            prompts, size, start.generator
+        )
+        adapter = Adapter(
+            stored,
+            router,
+            strategy=strategy,
+            seed=config.seed,
+            scope=scope,
+            network=network,
+            penalties=config.penalties(),
+            awaited=low_cpu_mem_usage or config.awaits_values,
+        )
+    if config.awaits_values and not low_cpu_mem_usage:
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter.fill_(float("nan"))  # what never arrives must not look like a start
+    config.is_initialised = True
+    return adapter
+
+
+def _as_list(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else value if isinstance(value, list) else [value]

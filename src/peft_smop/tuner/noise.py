@@ -1,9 +1,10 @@
-"""Noise as a pure function of (seed, step, row): no generator, no global state.
+"""Noise as a pure function of (seed, step, row, draw): no generator, no global state.
 
 A router's perturbation must be the same when a run is resumed, when its rows share a batch with
-other runs, on the CPU and on a GPU, and inside a compiled graph. A counter-based generator gives
-all of that: the draw for a row depends on nothing but the adapter's seed, the adapter's step count,
-and the row's rank among the adapter's own rows.
+other runs, are divided between passes or processes or computed again, on the CPU and on a GPU, and
+inside a compiled graph. A counter-based generator gives all of that: the draw for a row depends on
+nothing but the adapter's seed, the number of its training steps, and what the row says. Its place
+in a batch does not enter, so two equal rows of one step draw the same.
 """
 
 from __future__ import annotations
@@ -29,16 +30,20 @@ def _mix(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 def row_keys(
-    seeds: Int[Tensor, "b"], steps: Int[Tensor, "b"], ranks: Int[Tensor, "b"]
+    seeds: Int[Tensor, "#b"],
+    steps: Int[Tensor, "#b"],
+    content: Int[Tensor, "b"],
+    draw: int = 0,
 ) -> Int[Tensor, "b"]:
     """One 32-bit key per row.
 
     Args:
         seeds: the seed of each row's adapter.
-        steps: how many training batches that adapter has routed so far.
-        ranks: the row's place among the rows of its adapter, over all processes.
+        steps: how many steps that adapter was trained for so far.
+        content: a hash of each row, from `fingerprints` or `embedding_fingerprints`.
+        draw: which of several draws for the same row.
     """
-    return _mix(_mix(_mix(seeds) + steps) + ranks)
+    return _mix(_mix(_mix(_mix(seeds) + steps) + content) + draw)
 
 
 def fingerprints(ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None) -> Int[Tensor, "b"]:
@@ -51,6 +56,21 @@ def fingerprints(ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None) -> I
     mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     place = mask.cumsum(dim=1)
     return _mix((_mix(_mix(ids) + place) * mask).sum(dim=1))
+
+
+def embedding_fingerprints(
+    x: Float[Tensor, "b n e"], mask: Bool[Tensor, "b n"] | None
+) -> Int[Tensor, "b"]:
+    """The same of rows that are given as embeddings: a hash of their bits.
+
+    Args:
+        x: embeddings of 16 or 32 bits.
+        mask: the tokens that count; None: all.
+    """
+    bits = x.detach().view(torch.int16 if x.element_size() == 2 else torch.int32)
+    columns = torch.arange(x.shape[-1], device=x.device)
+    factors = (_mix(columns + 1) >> 1).to(torch.int32) | 1  # odd: no bit of a factor's is lost
+    return fingerprints((bits.to(torch.int32) * factors).sum(dim=-1), mask)
 
 
 def choice(keys: Int[Tensor, "b"], count: int) -> Int[Tensor, "b"]:

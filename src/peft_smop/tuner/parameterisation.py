@@ -7,7 +7,7 @@ together again at every pass. Adding one is a class and a line in `PARAMETERISAT
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -94,7 +94,8 @@ class LowRank(nn.Module):
         return coefficients.contiguous(), cls((roots[:, None] * right[:rank]).contiguous())
 
 
-PARAMETERISATIONS: dict[str, type[Direct] | type[Residual] | type[LowRank]] = {
+ParameterisationName = Literal["direct", "residual", "low-rank"]
+PARAMETERISATIONS: dict[ParameterisationName, type[Direct] | type[Residual] | type[LowRank]] = {
     "direct": Direct,
     "residual": Residual,
     "low-rank": LowRank,

@@ -18,8 +18,6 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-IGNORED_LABEL = -100
-
 
 def mean_embedding(
     x: Float[Tensor, "b n e"], mask: Bool[Tensor, "b n"] | None
@@ -30,15 +28,6 @@ def mean_embedding(
     weights = mask.float()
     total = torch.bmm(weights[:, None, :], x.float())[:, 0, :]
     return total / weights.sum(dim=1, keepdim=True).clamp(min=1)
-
-
-def context_mask(labels: Int[Tensor, "b n"], attended: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
-    """The attended tokens before the first label that counts.
-
-    A row whose labels begin at its first token has no context; the router then reads the whole row.
-    """
-    context = attended & ((labels != IGNORED_LABEL).cumsum(dim=1) == 0)
-    return torch.where(context.any(dim=1, keepdim=True), context, attended)
 
 
 def left_padding(mask: Shaped[Tensor, "b n"]) -> Int[Tensor, "b"]:
@@ -68,7 +57,7 @@ class Layout:
         lengths: Int[Tensor, "b"],
         tokens: int,
         width: int,
-        slack: Literal["left", "right"] = "left",
+        slack: Literal["left", "right", "pressed"] = "left",
     ) -> Layout:
         """Lay out rows of `tokens` tokens.
 
@@ -77,26 +66,32 @@ class Layout:
             lengths: length of each row's prompt, at most `width`.
             tokens: n.
             width: l, the longest prompt in the batch.
-            slack: where a shorter prompt leaves its unused slots: before the prompt, or at the
-                row's end for backbones that count positions by slot and take no `position_ids`.
+            slack: where a shorter prompt leaves its unused slots: "left" of the prompt; "right", at
+                the row's end, for backbones that count positions by slot and take no
+                `position_ids`; "pressed": at the row's end, and left padding with them, for
+                encoders of that kind.
         """
         slots = torch.arange(tokens + width, device=padding.device)[None, :]
         columns = slots[:, :tokens]
         padding_, lengths_ = padding[:, None], lengths[:, None]
-        shift = torch.full_like(lengths_, width) if slack == "left" else lengths_
-        start = padding_ + shift - lengths_
-        end = start + lengths_
         unused = torch.full_like(slots, width - 1)  # read only where a prompt is shorter than width
+        if slack == "pressed":
+            start, shift = torch.zeros_like(padding_), lengths_ - padding_
+        else:
+            shift = torch.full_like(lengths_, width) if slack == "left" else lengths_
+            start = padding_ + shift - lengths_
+        end = start + lengths_
         source = torch.where(slots < start, unused, slots - start)
         source = torch.where(slots >= end, slots - shift + width, source)
         source = torch.where(slots >= tokens + shift, unused, source)
-        source = torch.where(slots < padding_, slots + width, source)
-        return cls(
-            source=source,
-            token_slots=torch.where(columns < padding_, columns, columns + shift),
-            start=start[:, 0],
-            lengths=lengths,
-        )
+        if slack == "pressed":  # padding goes behind everything
+            behind = tokens + width - padding_
+            source = torch.where(slots >= behind, slots - behind + width, source)
+            token_slots = torch.where(columns < padding_, columns + behind, columns + shift)
+        else:
+            source = torch.where(slots < padding_, slots + width, source)
+            token_slots = torch.where(columns < padding_, columns, columns + shift)
+        return cls(source=source, token_slots=token_slots, start=start[:, 0], lengths=lengths)
 
     @property
     def width(self) -> int:
@@ -120,25 +115,40 @@ class Layout:
             mask = torch.ones_like(self.token_slots)
         return torch.cat([self._prompt_slots().to(mask.dtype), mask], dim=1).gather(1, self.source)
 
-    def token_types(self, types: Int[Tensor, "b n"]) -> Int[Tensor, "b s"]:
-        """Token types, 0 for the prompt."""
-        prompt = types.new_zeros(len(types), self.width)
-        return torch.cat([prompt, types], dim=1).gather(1, self.source)
+    def with_zeros(self, marks: Int[Tensor, "b n"]) -> Int[Tensor, "b s"]:
+        """Token types, or other marks of tokens, 0 for the prompt."""
+        prompt = marks.new_zeros(len(marks), self.width)
+        return torch.cat([prompt, marks], dim=1).gather(1, self.source)
 
-    def positions(self, given: Int[Tensor, "#b n"] | None, *, first: int = 0) -> Int[Tensor, "b s"]:
-        """Positions that count from the first slot of the row's prompt.
+    def positions(
+        self, given: Int[Tensor, "*axes #b n"] | None, *, first: int = 0
+    ) -> Int[Tensor, "*axes b s"]:
+        """Positions that count on from the prompt's first.
 
         Args:
-            given: the caller's positions of the tokens, shifted by the prompt; None: by slot.
-            first: the position of the first slot (RoBERTa starts after its padding index).
+            given: the caller's positions of the tokens, perhaps along several axes: the prompt
+                takes the row's first and moves the others on; None: by slot.
+            first: the position of the first slot, where none are given (RoBERTa starts after its
+                padding index).
         """
         slots = torch.arange(self.source.shape[1], device=self.source.device)
         if given is None:
             return (slots[None, :] - self.start[:, None]).clamp(min=0) + first
-        tokens = given.expand(len(self.lengths), -1) + self.lengths[:, None]
-        prompt = (slots[: self.width] + first).expand(len(self.lengths), -1)
-        return torch.cat([prompt, tokens], dim=1).gather(1, self.source)
+        b, n = self.token_slots.shape
+        tokens = given.expand(*given.shape[:-2], b, n)
+        # a row's first token stands right behind its prompt
+        end = self.start + self.lengths
+        at = (self.token_slots == end[:, None]).long().argmax(dim=1)
+        begin = tokens.gather(-1, at[:, None].expand(*tokens.shape[:-1], 1))
+        prompt = begin + slots[: self.width]
+        joined = torch.cat([prompt, tokens + self.lengths[:, None]], dim=-1)
+        return joined.gather(-1, self.source.expand(*joined.shape[:-1], -1))
 
     def drop(self, states: Float[Tensor, "b s d"]) -> Float[Tensor, "b n d"]:
         """The states of the tokens alone."""
         return states.gather(1, self.token_slots[:, :, None].expand(-1, -1, states.shape[-1]))
+
+    def drop_flat(self, values: Float[Tensor, "bs d"]) -> Float[Tensor, "bn d"]:
+        """The same where a backbone lays all rows' positions one below the other."""
+        b, s = self.source.shape
+        return self.drop(values.view(b, s, -1)).flatten(0, 1)

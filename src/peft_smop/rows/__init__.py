@@ -1,0 +1,21 @@
+"""Rows and adapters: what a tuner needs to give every row of a batch its own adapter."""
+
+from peft_smop.rows.adapters import BASE, RowAdapters, by_adapter, on_device
+from peft_smop.rows.calls import Call, begin, calling, current, end
+from peft_smop.rows.heads import follow_rows
+from peft_smop.rows.tuner import RowTuner, rows_given
+
+__all__ = [
+    "BASE",
+    "Call",
+    "RowAdapters",
+    "RowTuner",
+    "begin",
+    "by_adapter",
+    "calling",
+    "current",
+    "end",
+    "follow_rows",
+    "on_device",
+    "rows_given",
+]

@@ -1,0 +1,147 @@
+"""What a backbone with a prompt can be given, and what is refused at its door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from peft_smop.errors import ConfigError, PromptIgnoredError
+from peft_smop.rows import RowAdapters
+from peft_smop.tuner.backbone import Backbone
+from peft_smop.tuner.scope import SEVERAL_SEQUENCES, check_one_sequence, require
+
+_FILLED = "smop_filled"
+"""The attribute by which a KV cache says whose soft prompts it begins with."""
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "cu_seqlens")
+"""Arguments by which rows of several sequences are told apart."""
+
+
+class Filled(NamedTuple):
+    """With which rows' prompts a cache was filled."""
+
+    rows: RowAdapters
+    width: int
+
+
+def fill(cache: Any, rows: RowAdapters, width: int) -> None:
+    """Mark a cache that has just been filled."""
+    setattr(cache, _FILLED, Filled(rows, width))
+
+
+def check_input(
+    given: Mapping[str, Any], backbone: Backbone, *, past: int, tokens: int, width: int
+) -> None:
+    """Refuse inputs that have no one place for a prompt.
+
+    Args:
+        given: the backbone's arguments by name.
+        backbone: the backbone.
+        past: positions that its cache holds.
+        tokens: that are given now.
+        width: the longest prompt.
+
+    Raises:
+        ConfigError: with what to do instead.
+    """
+    mask, cache = given.get("attention_mask"), given.get("past_key_values", given.get("cache"))
+    if getattr(cache, "is_compileable", False):
+        raise ConfigError(
+            "static caches have no room for the soft prompt; use the default dynamic cache"
+        )
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        raise ConfigError(
+            "soft prompts need the two-dimensional attention mask (rows, tokens): a ready-made mask"
+            " has no room for the prompt"
+        )
+    if any(given.get(name) is not None for name in _PACKED):
+        raise ConfigError(SEVERAL_SEQUENCES)
+    positions = given.get("position_ids")
+    taken = past + tokens + (0 if past else width)
+    if backbone.num_positions is not None and taken > backbone.num_positions:
+        raise ConfigError(
+            f"a text of {taken - width} tokens and a prompt of {width} virtual tokens exceed the"
+            f" model's {backbone.num_positions} positions; shorten the text, or lower"
+            " num_virtual_tokens"
+        )
+    if past:
+        return
+    if positions is not None and positions.dim() == 2:
+        check_one_sequence(positions, None if mask is None else mask != 0)
+    ids, padding = given.get("input_ids"), backbone.padding_id
+    if mask is None and ids is not None and padding is not None:
+        require(
+            ((ids[:, 0] != padding) & (ids[:, -1] != padding)).all(),
+            f"input_ids begin or end in padding (token {padding}), but no attention_mask says so;"
+            " pass the tokenizer's attention_mask",
+        )
+
+
+def check_cache(
+    cache: Any, rows: RowAdapters, given: Mapping[str, Any], total: int, width: int, *, fresh: bool
+) -> None:
+    """Refuse a cache whose content does not go with this batch's prompts.
+
+    Args:
+        cache: a KV cache that is not empty.
+        rows: which adapter each row follows.
+        given: the backbone's arguments by name.
+        total: positions of the cache and the new tokens.
+        width: the longest prompt of the batch.
+        fresh: whether the cache is older than this call.
+
+    Raises:
+        PromptIgnoredError: it was filled without a prompt, or with another adapter's.
+        ConfigError: the new tokens do not continue it.
+    """
+    filled = getattr(cache, _FILLED, None)
+    if filled is None or filled.width != width:
+        said = f"with a soft prompt of {filled.width}" if filled else "without the soft prompt"
+        raise PromptIgnoredError(
+            f"past_key_values was filled {said}, but this adapter's has {width} virtual tokens;"
+            " start from an empty cache"
+        )
+    if not rows.continues(filled.rows):
+        raise PromptIgnoredError(
+            f"past_key_values was filled for rows of {', '.join(filled.rows.names)}, and these rows"
+            f" follow {', '.join(rows.names)}, or others of them; start from an empty cache"
+        )
+    mask, positions = given.get("attention_mask"), given.get("position_ids")
+    tokens = total - width
+    if mask is not None:
+        tokens = mask.shape[1]
+    elif positions is not None and fresh:
+        # only the positions tell what an older cache should hold
+        tokens = int(positions[0, -1]) + 1
+    if tokens + width != total:
+        raise ConfigError(
+            f"the cache and the new tokens have {total} positions, the text and its prompt"
+            f" {tokens + width}; generate cannot go on from a cache that holds a soft prompt:"
+            " leave past_key_values out"
+        )
+
+
+def check_generation(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Refuse kinds of generation that have no room for a prompt.
+
+    Raises:
+        ConfigError: with the option and why.
+    """
+    if kwargs.get("assistant_model") is not None:
+        raise ConfigError(
+            "assisted generation crops its cache by token count and would cut into the soft prompt;"
+            " generate without assistant_model"
+        )
+    settings = (kwargs, kwargs.get("generation_config"), getattr(model, "generation_config", None))
+    splits = "splits the input, but the soft prompt belongs before all of it"
+    for key, reason in {
+        "prompt_lookup_num_tokens": splits,
+        "prefill_chunk_size": splits,
+        "guidance_scale": "computes a second text within one generation, which would be given the"
+        " first one's prompt",
+    }.items():
+        for where in settings:
+            value = where.get(key) if isinstance(where, Mapping) else getattr(where, key, None)
+            if value is not None and not (key == "guidance_scale" and value == 1):
+                raise ConfigError(f"{key}={value} {reason}; leave {key} out")

@@ -1,0 +1,97 @@
+"""What is remembered between the hooks of one forward or generate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from peft_smop.errors import ConfigError, PromptIgnoredError
+from peft_smop.rows import Call, RowAdapters, on_device
+from peft_smop.tuner.mixture import Decision
+from peft_smop.tuner.splice import Layout
+
+
+@dataclass(eq=False)
+class PromptCall(Call):
+    """One forward, or one generate with all its forwards."""
+
+    opened_by: Literal["caller", "model", "backbone"] = "caller"
+    """Whose hook ends it."""
+    routes: Int[Tensor, "b"] | None = None
+    """Routes that this pass asks for, where it is one of several over the same rows."""
+    draw: int = 0
+    """Which draw of randomness this pass is; only the first has the routing's losses added."""
+    decides_once: bool = False
+    """Whether all passes share one decision, as those of a generate do."""
+    prompts: Float[Tensor, "b l e"] | None = None
+    """Every row's scaled prompt, once it is decided."""
+    rows: RowAdapters | None = None
+    decisions: tuple[Decision, ...] = ()
+    labels: Tensor | None = None
+    """Until the backbone's pass has taken them up."""
+    layout: Layout | None = None
+    states: Tensor | None = None
+    """What the encoder inside the backbone gave, where a pooler needs to look back."""
+    as_tuple: bool = False
+    """Whether the caller of the backbone wants a tuple."""
+    in_model: bool = False
+    """Whether the model's own forward is running."""
+    admitted: bool = False
+    """Whether the hooks before a forward have just run, so that it may be computed."""
+    seen: bool = False
+    """Whether the backbone, or a decoder behind its states, was called."""
+
+    def check_seen(self, module: object) -> None:
+        """Refuse a pass that is over without the prompt.
+
+        Raises:
+            PromptIgnoredError: the backbone was never called.
+        """
+        if not self.seen:
+            raise PromptIgnoredError(
+                f"{type(module).__name__} finished a pass without calling its backbone, so the soft"
+                " prompt was ignored; call the model through its forward or generate"
+            )
+
+
+@dataclass(eq=False)
+class Routed(Call):
+    """Routes that the passes within are asked for."""
+
+    indices: Int[Tensor, "b"] | None = None
+    """One for each row; -1: the row's own choice."""
+    by_adapter: Mapping[str, int] = field(default_factory=dict)
+    """One for all rows of an adapter."""
+
+    def routes(self, rows: RowAdapters, device: torch.device) -> Int[Tensor, "b"]:
+        """The routes asked for, row by row.
+
+        Raises:
+            ConfigError: there is not one for each row.
+        """
+        if self.indices is not None:
+            given = len(self.indices)
+            if given == 0 or rows.count % given:
+                raise ConfigError(
+                    f"routed() was given {given} routes for a batch of {rows.count} rows; give one"
+                    " for each row"
+                )
+            return self.indices.to(device).repeat_interleave(rows.count // given)
+        if rows.of_row is None:
+            index = self.by_adapter.get(rows.names[0], -1)
+            return torch.full((rows.count,), index, device=device)
+        by_place = [self.by_adapter.get(name, -1) for name in rows.names]
+        return on_device([by_place[a] if a >= 0 else -1 for a in rows.of_row], device)
+
+
+@dataclass(eq=False)
+class Apart(Call):
+    """A caller who adds the routing's own losses up by itself."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """What the last pass within asks for, by adapter, each a mean over its rows."""

@@ -1,0 +1,159 @@
+"""The routing's own losses: where they come from, and how they join a model's.
+
+Every adapter's terms count by its share of the rows, as its rows do in a mean loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from peft_smop.errors import ConfigError
+from peft_smop.rows import RowAdapters, on_device
+from peft_smop.tuner.layer import Adapter
+from peft_smop.tuner.losses import divergence, first_choices
+from peft_smop.tuner.mixture import Decision
+from peft_smop.tuner.routing import Routing
+from peft_smop.tuner.scope import IGNORED_LABEL
+
+
+def routing_terms(
+    adapters: Mapping[str, Adapter], decisions: tuple[Decision, ...]
+) -> dict[str, Tensor]:
+    """Each adapter's penalties on its own rows.
+
+    Where several processes share a step the load is counted over all of them, so that the mean of
+    their gradients is that of one process with all rows.
+
+    Args:
+        adapters: all of the model's, the same in every process.
+        decisions: how this pass's rows were routed.
+    """
+    penalised = sorted(name for name, a in adapters.items() if a.penalties.is_active)
+    if not penalised:
+        return {}
+    own = {name: routing_of(name, decisions) for name in penalised}
+    counts = {
+        name: first_choices(routing)
+        if (routing := own[name]) is not None
+        else adapters[name].prompts.new_zeros(adapters[name].prompts.shape[0])
+        for name in penalised
+    }
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes > 1:
+        # one exchange of one shape, whichever adapters this process's rows follow
+        together = torch.cat([counts[name] for name in penalised])
+        dist.all_reduce(together)
+        sizes = [len(counts[name]) for name in penalised]
+        counts = dict(zip(penalised, together.split(sizes), strict=True))
+    terms = {}
+    for name in penalised:
+        routing, total = own[name], counts[name].sum()
+        if routing is not None:
+            share = len(routing.logits) * processes / total
+            terms[name] = share * adapters[name].penalties(routing, counts[name] / total)
+    return terms
+
+
+def routing_of(name: str, decisions: tuple[Decision, ...]) -> Routing | None:
+    """The routing of one adapter's rows; None: it has none."""
+    for decision in decisions:
+        if name not in decision.names:
+            continue
+        if decision.adapter is None:
+            return decision.routing
+        mine = decision.adapter == decision.names.index(name)
+        return Routing(*(part[mine] for part in decision.routing))
+    return None
+
+
+def divergence_terms(
+    adapters: Mapping[str, Adapter],
+    rows: RowAdapters,
+    labels: Tensor,
+    output: Any,
+    again: Callable[[], Any],
+    *,
+    predicts_next: bool,
+) -> dict[str, Tensor]:
+    """How far each adapter's two passes are apart, where its strategy asks for it.
+
+    Args:
+        adapters: by name.
+        rows: whose they are.
+        labels: of the batch.
+        output: the model's.
+        again: computes it once more with other routes.
+        predicts_next: whether logits belong to the token after.
+    """
+    weights = {name: adapters[name].strategy.divergence_weight for name in rows.names}
+    if not any(weights.values()):
+        return {}
+    apart = _apart(_logits(output), _logits(again()), labels, predicts_next)
+    terms = {}
+    for place, name in enumerate(rows.names):
+        if not weights[name]:
+            continue
+        if rows.of_row is None:
+            terms[name] = weights[name] * apart.mean()
+        else:
+            mine = on_device([float(a == place) for a in rows.of_row], apart.device)
+            terms[name] = weights[name] * (mine * apart).sum() / rows.rows_of(name)
+    return terms
+
+
+def joined(
+    output: Any,
+    terms: Mapping[str, Tensor],
+    rows: RowAdapters,
+    share: Tensor | float,
+) -> Any:
+    """A model's labelled output with the terms in its loss."""
+    mean = torch.stack([rows.rows_of(name) / rows.count * t for name, t in terms.items()]).sum()
+    if isinstance(output, tuple):
+        return (output[0] + mean * share, *output[1:])
+    output["loss"] = output["loss"] + mean * share
+    return output
+
+
+def share_of_step(total: Any, labels: Tensor, *, predicts_next: bool) -> Tensor | float:
+    """This pass's part of a step that is accumulated over several.
+
+    A trainer that says how many labels the whole step counts adds the passes' losses up as they
+    are, and means each to be its own labels' share.
+    """
+    if total is None:
+        return 1.0
+    counted = labels[:, 1:] if predicts_next and labels.dim() == 2 else labels
+    return (counted != IGNORED_LABEL).sum() / total
+
+
+def _apart(one: Tensor, other: Tensor, labels: Tensor, predicts_next: bool) -> Float[Tensor, "b"]:
+    """Each row's divergence, averaged over the positions that have a label."""
+    if one.dim() == 2:
+        return divergence(one, other)
+    if predicts_next:
+        one, other, labels = one[:, :-1], other[:, :-1], labels[:, 1:]
+    counted = (labels != IGNORED_LABEL).float()
+    total = (divergence(one, other) * counted).sum(dim=1)
+    return total / counted.sum(dim=1).clamp(min=1)
+
+
+def _logits(output: Any) -> Tensor:
+    """A labelled output's logits.
+
+    Raises:
+        ConfigError: the head has none to compare.
+    """
+    logits = output[1] if isinstance(output, tuple) else output.get("logits")
+    if logits is None or logits.shape[-1] == 1 or logits.dim() not in (2, 3):
+        raise ConfigError(
+            "consistency compares two distributions over labels, which this head does not give;"
+            " set consistency=0"
+        )
+    return logits

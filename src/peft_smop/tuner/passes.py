@@ -1,0 +1,103 @@
+"""Passes over lists of rows: a batch's rows, each under a prompt that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from peft_smop.errors import ConfigError
+from peft_smop.rows import BASE, calling, on_device
+from peft_smop.tuner.call import PromptCall
+from peft_smop.tuner.scope import IGNORED_LABEL
+
+if TYPE_CHECKING:
+    from peft_smop.tuner.model import SMoPModel
+
+
+def prompt_losses(
+    tuner: SMoPModel,
+    batch: Mapping[str, Any],
+    *,
+    adapter_names: Sequence[str] | None,
+    chunk: int,
+) -> Float[Tensor, "b k"]:
+    """Every row's loss under each of its adapter's prompts; see `SMoPModel.prompt_losses`."""
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor):
+        raise ConfigError(
+            "prompt_losses needs the labels of the batch, by which prompts are judged"
+        )
+    if chunk < 1:
+        raise ConfigError(f"chunk={chunk} must be at least 1 row")
+    layer = tuner.smop_layer
+    active = tuner.active_adapters
+    if adapter_names is None and len(active) != 1:
+        raise ConfigError(
+            f"{len(active)} adapters are active ({', '.join(active)}); pass adapter_names with one"
+            " name per row"
+        )
+    names = list(adapter_names) if adapter_names is not None else [active[0]] * len(labels)
+    if len(names) != len(labels):
+        raise ConfigError(f"adapter_names has {len(names)} entries for {len(labels)} rows")
+    counts = [0 if name == BASE else layer[name].prompts.shape[0] for name in names]
+    pairs = [(row, j) for row, count in enumerate(counts) for j in range(count)]
+    losses = torch.full((len(labels), max(counts)), float("nan"), device=labels.device)
+    with _evaluating(tuner.model), torch.no_grad():
+        for i in range(0, len(pairs), chunk):
+            rows = on_device([row for row, _ in pairs[i : i + chunk]], labels.device)
+            routes = on_device([j for _, j in pairs[i : i + chunk]], labels.device)
+            own = None if adapter_names is None else [names[row] for row, _ in pairs[i : i + chunk]]
+            part = {
+                name: value[rows] if _has_rows(value, len(labels)) else value
+                for name, value in batch.items()
+            }
+            with calling(PromptCall(layer, own, routes=routes)):
+                output = tuner.model(**part)
+            found = row_losses(
+                output, part["labels"], predicts_next=layer.hooks.backbone.predicts_next
+            )
+            losses[rows, routes] = found.to(losses.dtype)
+    return losses
+
+
+def row_losses(output: Any, labels: Tensor, *, predicts_next: bool) -> Float[Tensor, "b"]:
+    """-log p(labels) of every row, summed over its labels.
+
+    Raises:
+        ConfigError: the head gives no distribution over labels.
+    """
+    logits = output.get("logits") if hasattr(output, "get") else output[1]
+    if logits is None or logits.shape[-1] == 1 or labels.is_floating_point():
+        raise ConfigError(
+            "the head gives no distribution over labels, by which prompts could be judged"
+        )
+    if predicts_next and labels.dim() == 2:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    each = nn.functional.cross_entropy(
+        logits.float().flatten(0, -2),
+        labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="none",
+    )
+    return each.view(len(labels), -1).sum(dim=1)
+
+
+def _has_rows(value: Any, count: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module is put back as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
