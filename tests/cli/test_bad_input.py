@@ -169,7 +169,7 @@ class TestAdapters:
         key = next(name for name in tensors if name.endswith("smop_adapters.prompts"))
         tensors[key] = torch.zeros(2, 5, 32)
         save_file(tensors, path)
-        refused(smop("evaluate", trained), "does not fit")
+        refused(smop("evaluate", trained), "shape (2, 5, 32)", "expected", "(4, 5, 32)")
 
     def test_a_configuration_that_is_not_json(self, smop, trained):
         path = trained / "adapter" / "adapter_config.json"

@@ -93,7 +93,7 @@ def shaped(kind, rows, tokens):
     ids = torch.randint(3, 100, (rows, tokens))
     labels = {
         "SEQ_2_SEQ_LM": torch.ones(rows, 3, dtype=torch.long),
-        "CAUSAL_LM": ids,
+        "CAUSAL_LM": ids.index_fill(1, torch.arange(4), -100),
         "SEQ_CLS": torch.zeros(rows, dtype=torch.long),
     }[kind.task_type]
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}

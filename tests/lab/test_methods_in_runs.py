@@ -91,7 +91,7 @@ def test_parts_of_an_adapter_have_learning_rates_of_their_own(small_medley, tmp_
         names = {id(p): n for n, p in self.model.named_parameters()}
         for group in optimizer.param_groups:
             for p in group["params"]:
-                seen[names[id(p)].split("smop.")[1]] = group["lr"]
+                seen[names[id(p)].split("smop_adapters.")[1]] = group["lr"]
         return optimizer
 
     monkeypatch.setattr(ScoringTrainer, "create_optimizer", remembered)

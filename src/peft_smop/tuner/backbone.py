@@ -98,7 +98,7 @@ class Backbone:
         slack: Literal["left", "right", "pressed"] = "left"
         if table is not None and not takes_positions:
             slack = "right" if predicts_next else "pressed"
-        learned = isinstance(table, nn.Embedding)
+        learned = table if isinstance(table, nn.Embedding) else None
         # OPT and BART keep two rows before the first position
         reserved = max(first, getattr(table, "offset", 0) or 0)
         return cls(
@@ -107,7 +107,7 @@ class Backbone:
             pooler=getattr(module, "pooler", None),
             takes_positions=takes_positions,
             first_position=first,
-            num_positions=table.num_embeddings - reserved if learned else None,
+            num_positions=None if learned is None else learned.num_embeddings - reserved,
             slack=slack,
             padding_id=_padding_id(model.config.get_text_config()),
             predicts_next=predicts_next,

@@ -174,6 +174,8 @@ class PromptHooks:
                 cache, rows, given, past + tokens.shape[1], width, fresh=call.prompts is None
             )
             return (), self._continued(given, rows, tokens, past)
+        for name in rows.names:
+            self.layer[name].check_arrived(name)
         if x is None:
             x = module.get_input_embeddings()(ids)
         call.as_tuple = given.get("return_dict") is False

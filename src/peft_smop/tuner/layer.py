@@ -147,12 +147,15 @@ def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     once, however many passes, parts or processes its gradients came from.
     """
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    counts = {}  # by identity: models that share an adapter's tensors share its count
     for adapter in list(_ADAPTERS):
         trained = (
             p for p in (adapter.prompts, adapter.router) if p is not None and p.requires_grad
         )
         if id(next(trained, None)) in moved:
-            adapter.steps.add_(1)
+            counts[id(adapter.steps)] = adapter.steps
+    for steps in counts.values():
+        steps.add_(1)
 
 
 register_optimizer_step_post_hook(_count_step)

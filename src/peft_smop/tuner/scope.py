@@ -147,8 +147,9 @@ def check_one_sequence(positions: Int[Tensor, "b n"], attended: Bool[Tensor, "b 
 
 
 SEVERAL_SEQUENCES = (
-    "a row holds several sequences (its positions start again), of which only one would get"
-    " a prompt and a route; give each sequence a row of its own (no packing, no padding-free collator)"
+    "a row holds several sequences (its positions start again), of which one alone would get"
+    " a prompt and a route; give each sequence a row of its own (no packing, no padding-free"
+    " collator)"
 )
 
 
