@@ -27,7 +27,8 @@ KINDS = (CAUSAL, SEQ2SEQ, CLASSES, STATES)
 
 # the first pattern that a field's whole name matches gives its value
 _SIZES: list[tuple[str, Any]] = [
-    (r"embedding_size|embedding_dim", 16),
+    (r"rotary_dim", 4),
+    (r"encoder_hash_byte_group_vocab|vocab_size_per_layer_input", VOCABULARY),
     (
         r"hidden_size|d_model|n_embd|dim|embed_dim|emb_dim|d_embed|model_dim|word_embed_proj_dim"
         r"|projection_dim|hidden_dim|text_hidden_size|lru_width|embed_size|output_hidden_size"
@@ -62,7 +63,9 @@ _SIZES: list[tuple[str, Any]] = [
     (r"num_experts_per_tok(en)?|moe_k|moe_topk|num_selected_experts|top_k_experts", 2),
     (r"first_k_dense_replace|num_dense_layers|moe_layer_start_index|n_shared_experts", 1),
     (r"num_nextn_predict_layers|.*mtp.*layers", 0),
-    (r"sliding_window|attention_window|local_attention|window_size|.*sliding_window", 4),
+    (r"attention_window|local_attention|window_size", 4),
+    # two layers of it must still reach from a row's last token to its prompt
+    (r".*sliding_window|attention_window_size", 5),
     (r"expert_capacity", 64),
     (r".*vocab_size.*|n_words", VOCABULARY),
     (r".*max_.*position.*|n_positions|n_ctx|max_seq_len.*|max_source_.*|max_target_.*", 64),
@@ -73,8 +76,118 @@ _SIZES: list[tuple[str, Any]] = [
 _SPECIAL = {"pad": 0, "bos": 1, "eos": 2, "cls": 1, "sep": 2, "decoder_start": 0, "unk": 3}
 _DROPOUT = re.compile(r".*(dropout|drop_prob|pdrop|layerdrop|drop_path|jitter|drop_rate).*")
 
-OVERRIDES: dict[str, dict[str, Any]] = {}
-"""What the general rules do not know, by model type (of the configuration or of a part of it)."""
+_TWO = ["linear_attention", "full_attention"]
+_SLIDING = ["sliding_attention", "full_attention"]
+_HYBRID = ["linear_attention", "hybrid"]
+
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1], "mamba_d_head": 16, "layers_block_type": ...},
+    "blt": {"use_cache": False},
+    "cohere_compass_text": {
+        "layer_types": _SLIDING,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in _SLIDING
+        },
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 64, "moe_top_k": 2},
+    },
+    "deberta": {"pooler_hidden_size": 32},
+    "deberta-v2": {"pooler_hidden_size": 32},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note_text": {"head_dim": 16},
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 3},
+    "esmc": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_d_head": 16, "mamba_n_heads": 4},
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "layer_types": _SLIDING * 2,
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
+        "intermediate_size": [64] * 4,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8,
+    },
+    "gemma4_text": {"hidden_size_per_layer_input": 8},
+    "gemma4_unified_text": {"hidden_size_per_layer_input": 8},
+    "granitemoehybrid": {"layer_types": _TWO, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "hrm_text": {"num_layers_per_stack": ...},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_dt_rank": 4,
+        "layers_block_type": ...,
+    },
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "lilt": {"hidden_size": 48},
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "neomme": {
+        "head_dim": 16,
+        "embedding_rank": 16,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    },
+    "perceiver": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 1},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+        "ngram_vocab_size_base": VOCABULARY,
+        "make_ngram_vocab_size_divisible_by": 4,
+        "split_ngram_parts": 1,
+        "hc_lowrank": 8,
+    },
+    "recurrent_gemma": {"num_hidden_layers": 3, "attention_window_size": 5},
+    "reformer": {
+        "axial_pos_embds": False,
+        "attn_layers": ["local", "lsh"],
+        "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4,
+        "num_buckets": 2,
+        "hash_seed": 0,
+    },
+    "rwkv": {"attention_hidden_size": 32},
+    "xlnet": {"d_head": 8},
+    "xlstm": {"qk_head_dim": ..., "v_head_dim": ...},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": _HYBRID * 2,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "n_mamba_heads": 2,
+        "mamba_dt_rank": 4,
+    },
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layers_block_type": _HYBRID * 2,
+        "n_mamba_heads": 4,
+        "mamba_headdim": 16,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "num_mem_blocks": 1,
+        "hybrid_layer_ids": ...,
+    },
+}
+"""What the general rules do not know, by model type (of the configuration or of a part of it).
+
+`...` leaves a field to the configuration.
+"""
 
 
 def _size(name: str, value: Any) -> Any:
@@ -120,6 +233,11 @@ def shrunk(fields: dict[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, dict) and "model_type" in value:
             tiny[name] = shrunk(value)
+        elif name == "per_layer_config" and isinstance(value, dict):
+            old = {int(place): shrunk(part) for place, part in value.items()}
+            tiny[name] = {new: old[place] for new, place in enumerate(keep) if place in old}
+        elif name in ("embedding_size", "embedding_dim") and isinstance(value, int):
+            tiny[name] = 32 if value == fields.get("hidden_size") else 16
         elif name == "rope_scaling" or (name == "rope_parameters" and isinstance(value, dict)):
             tiny[name] = _rope(value)
         elif isinstance(value, list) and count and len(value) == count and count > 2:
@@ -128,6 +246,8 @@ def shrunk(fields: dict[str, Any]) -> dict[str, Any]:
             tiny[name] = _size(name, value)
     if layers and isinstance(types, list) and types:
         tiny[layers] = len(keep)
+    if "kv_lora_rank" in fields and "num_key_value_heads" in fields:
+        tiny["num_key_value_heads"] = 4  # latent attention has no groups
     tiny.update(OVERRIDES.get(fields.get("model_type", ""), {}))
     return {name: value for name, value in tiny.items() if value is not ...}
 
@@ -138,9 +258,10 @@ def _rope(value: Any) -> Any:
         return value
     if value and all(isinstance(part, dict) or part is None for part in value.values()):
         return {name: _rope(part) for name, part in value.items()}
-    kept = {
-        k: v for k, v in value.items() if k in ("rope_theta", "partial_rotary_factor", "rope_type")
-    }
+    names = ("rope_theta", "partial_rotary_factor", "rope_type", "llama_4_scaling_beta")
+    kept = {k: v for k, v in value.items() if k in names}
+    if "llama_4_scaling_beta" in kept:
+        kept["original_max_position_embeddings"] = 8
     if kept.get("rope_type") not in ("proportional",):
         kept["rope_type"] = "default"
     if "mrope_section" in value:
@@ -176,7 +297,7 @@ def build(model_type: str, kind: str, name: str, seed: int = 0) -> PreTrainedMod
         ValueError: the rules above left it large.
     """
     config, made = tiny_config(model_type, kind), getattr(transformers, name)
-    text = config.get_text_config()
+    text = config.get_text_config(decoder=kind == CAUSAL)
     if made.config_class is not type(config) and made.config_class is type(text):
         config = text
     with torch.device("meta"):
