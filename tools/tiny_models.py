@@ -166,7 +166,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "rwkv": {"attention_hidden_size": 32},
     "xlnet": {"d_head": 8},
-    "xlstm": {"qk_head_dim": 4, "v_head_dim": 8, "hidden_size": 32, "num_heads": 4},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},  # widths are rounded up to 64
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 4,
@@ -328,17 +328,21 @@ def build(model_type: str, kind: str, name: str, seed: int = 0) -> PreTrainedMod
 
 
 def _enlarge(model: nn.Module, wanted: float, seed: int) -> None:
-    """Bring every matrix to a spread at which layers matter."""
+    """Bring every matrix to a spread at which layers matter, and vectors of zeros away from it."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not parameter.is_floating_point() or parameter.dim() < 2:
+            if not parameter.is_floating_point() or not parameter.dim():
                 continue
-            if any(mark in name for mark in ("A_log", "dt_", "time_", "conv", "norm")):
+            if any(mark in name for mark in ("A_log", "dt_", "time_", "conv")):
+                continue
+            drawn = torch.randn(parameter.shape, generator=generator) * wanted
+            if parameter.dim() == 1 or "norm" in name:
+                if not parameter.any():
+                    parameter.copy_(drawn / 2)
                 continue
             spread = parameter.float().std()
             if not torch.isfinite(spread) or spread < 1e-6:
-                drawn = torch.randn(parameter.shape, generator=generator) * wanted
                 parameter.copy_(drawn)
             elif spread < wanted:
                 parameter.mul_(wanted / spread)

@@ -479,17 +479,15 @@ def _generation_equals_steps(trial: Trial, rows: list[Batch], side: str) -> None
             same({f"step {step + 1}": found[step]}, {f"step {step + 1}": output.logits[0, -1]})
 
 
-def generation(trial: Trial) -> None:
-    if trial.left_padding:
-        _generation_equals_steps(trial, trial.case.rows, "left")
-    else:
-        for row in trial.case.rows[:2]:
-            _generation_equals_steps(trial, [row], "left")
-
-
-def generation_with_padding(trial: Trial) -> None:
-    """Where forward is moved by left padding but the bare model's generate is not."""
+def generation_of_a_batch(trial: Trial) -> None:
+    """All rows at once, with padding on the left."""
     _generation_equals_steps(trial, trial.case.rows, "left")
+
+
+def generation_of_rows(trial: Trial) -> None:
+    """Rows one by one, where padding on the left moves the bare model."""
+    for row in trial.case.rows[:2]:
+        _generation_equals_steps(trial, [row], "left")
 
 
 def generation_equals_the_bare_models(trial: Trial) -> None:
@@ -534,19 +532,30 @@ def bare_generates(case: Case) -> str | None:
     return None
 
 
+def bare_has_no_loss(case: Case) -> str | None:
+    """Why the bare model cannot be trained on text alone."""
+    row = case.rows[0]
+    labels = case.labels(1, row["input_ids"].shape[1])
+    x = case.embedded(row["input_ids"]).detach().requires_grad_()
+    try:
+        with torch.enable_grad(), _trained(case.bare):
+            torch.autograd.grad(_loss(case, reference(case, x, row, labels)), [x])
+    except Late:
+        raise
+    except Exception as error:
+        return _sentence(error)
+    return None
+
+
 def training(trial: Trial) -> None:
     """One backward pass in training mode reaches what is trained, and nothing else."""
     case, model = trial.case, trial.model
     batch = case.padded("right")
     if case.kind == SEQ2SEQ:
         del batch["decoder_input_ids"]
-    model.train()
-    try:
-        with torch.enable_grad():
-            output = model(**batch, **case.labels(len(LENGTHS), max(LENGTHS), _mask(batch)))
-            _loss(case, output).backward()
-    finally:
-        model.eval()
+    with torch.enable_grad(), _trained(model):
+        output = model(**batch, **case.labels(len(LENGTHS), max(LENGTHS), _mask(batch)))
+        _loss(case, output).backward()
     for what, parameter in zip(("prompts", "router"), tensors(model, "default"), strict=True):
         gradient, parameter.grad = parameter.grad, None
         if gradient is None or not torch.isfinite(gradient).all() or not gradient.any():
@@ -566,6 +575,15 @@ def _loss(case: Case, output: Any) -> Tensor:
     return output.loss
 
 
+@contextmanager
+def _trained(model: nn.Module) -> Iterator[None]:
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
 def gradient(trial: Trial) -> None:
     """The prompts' gradient for one row is the reference's."""
     case, model, row = trial.case, trial.model, dict(trial.case.rows[0])
@@ -573,7 +591,7 @@ def gradient(trial: Trial) -> None:
     prompts = tensors(model, "default")[0]
     found = []
     for ours in (True, False):
-        with torch.enable_grad():
+        with torch.enable_grad(), _trained(model if ours else case.bare):
             if ours:
                 given = {k: v for k, v in row.items() if not labels or k != "decoder_input_ids"}
                 output = model(**given, **labels)
@@ -634,16 +652,13 @@ def examine(case: Case) -> dict[str, Any]:
         trial.failed.pop("left padding", None)
         trial.notes.append("left padding moves the bare model too")
     if case.kind in (CAUSAL, SEQ2SEQ):
-        broken = bare_generates(case)
-        if not trial.check("generate", generation) and broken and "generate" in trial.failed:
-            # then only the bare model's own generate can say what would be right
-            trial.notes.append(f"the bare model generates other logits than it answers ({broken})")
-            if trial.check("bare generate", generation_equals_the_bare_models):
-                del trial.failed["generate"]
-        elif not trial.left_padding and bare_generates_padded(case):
-            trial.check("generate with left padding", generation_with_padding)
-    trial.check("training", training)
-    trial.check("gradient", gradient)
+        examine_generation(trial)
+    no_loss = bare_has_no_loss(case)
+    if no_loss:
+        trial.notes.append(f"the bare model cannot be trained so either ({no_loss})")
+    else:
+        trial.check("training", training)
+        trial.check("gradient", gradient)
     if "right padding moves the bare model too" not in trial.notes:
         trial.check("mixed batch", mixed_batch)
     if case.kind in (CAUSAL, SEQ2SEQ) and trial.left_padding and "generate" not in trial.failed:
@@ -651,10 +666,32 @@ def examine(case: Case) -> dict[str, Any]:
     return _verdict(trial)
 
 
+def examine_generation(trial: Trial) -> None:
+    """Generation, as far as the bare model itself generates what it answers."""
+    case = trial.case
+    padded = bare_generates_padded(case)
+    if trial.left_padding and padded:
+        trial.check("generate", generation_of_a_batch)
+    elif trial.check("generate", generation_of_rows) and padded:
+        trial.check("generate with left padding", generation_of_a_batch)
+    if trial.left_padding and not padded:
+        trial.left_padding = False
+        trial.notes.append("left padding moves what the bare model generates")
+    broken = bare_generates(case) if "generate" in trial.failed else None
+    if broken:
+        # then only the bare model's own generate can say what would be right
+        trial.notes.append(f"the bare model generates other logits than it answers ({broken})")
+        if trial.check("bare generate", generation_equals_the_bare_models):
+            del trial.failed["generate"]
+
+
 def _verdict(trial: Trial) -> dict[str, Any]:
     found = trial.failed or trial.refused
     outcome = "wrong" if trial.failed else "refused" if trial.refused else "right"
-    why = [f"{name}: {reason}" for name, reason in found.items()]
+    names: dict[str, list[str]] = {}
+    for name, reason in found.items():
+        names.setdefault(reason, []).append(name)
+    why = [f"{', '.join(checks)}: {reason}" for reason, checks in names.items()]
     if outcome == "refused" and "one row alone" in trial.refused:
         why = [trial.refused["one row alone"]]
     return {
