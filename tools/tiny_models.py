@@ -21,7 +21,7 @@ VOCABULARY = 100
 LARGEST = 3_000_000
 """Parameters of a model that still counts as tiny; a larger one was not shrunk."""
 SPREAD = 0.2
-SPREADS = {"mobilebert": 0.03}
+SPREADS = {"mobilebert": 0.08}
 """Where layers without a normalisation would answer with huge numbers."""
 
 CAUSAL, SEQ2SEQ, CLASSES, STATES = "CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "FEATURE_EXTRACTION"
@@ -166,7 +166,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "rwkv": {"attention_hidden_size": 32},
     "xlnet": {"d_head": 8},
-    "xlstm": {"hidden_size": 128, "embedding_dim": 128},  # widths are rounded up to 64
+    # widths are rounded up to 64; behind a second chunk it cannot be trained
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, "chunk_size": 64},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 4,
@@ -363,6 +364,10 @@ def candidates() -> dict[str, dict[str, str]]:
     for kind, mapping in ((CAUSAL, causal), (SEQ2SEQ, seq2seq), (CLASSES, classes)):
         for model_type, name in mapping.items():
             found.setdefault(model_type, {})[kind] = _single(name)
+    for model_type, name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
+        # asked without an image; what cannot be is not built
+        if not found.get(model_type, {}).keys() & {CAUSAL, SEQ2SEQ}:
+            found.setdefault(model_type, {})[CAUSAL] = _single(name)
     states = dict(auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES)
     for model_type in (*found, *auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES):
         if model_type in auto.MODEL_MAPPING_NAMES:

@@ -350,7 +350,8 @@ class Trial:
 
 
 def _sentence(error: BaseException, *, named: bool = True) -> str:
-    first = next((line for line in str(error).splitlines() if line.strip()), "").strip()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    first = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
     text = f"{type(error).__name__}: {first}" if named else first
     return text if len(text) <= 220 else text[:217] + "..."
 
@@ -394,10 +395,12 @@ def alone_equals_the_reference(trial: Trial) -> None:
 
 
 def reads_its_neighbours(case: Case) -> bool:
-    """Whether the last token's answer depends on the first token."""
+    """Whether what a model answers about a token depends on another one."""
     row, other = case.rows[0], dict(case.rows[0])
     other["input_ids"] = row["input_ids"].clone()
-    other["input_ids"][0, 0] = 10 + (other["input_ids"][0, 0] - 9) % (VOCABULARY - 20)
+    # heads pool the first or the last token; that one must not be the one that differs
+    place = 3 if case.kind == CLASSES else 0
+    other["input_ids"][0, place] = 10 + (other["input_ids"][0, place] - 9) % (VOCABULARY - 20)
     one, two = (case.read(case.bare(**r), _mask(r))[0] for r in (row, other))
     name = "states" if case.kind == STATES else "logits"
     if case.kind in (CAUSAL, STATES):
@@ -694,6 +697,8 @@ def _verdict(trial: Trial) -> dict[str, Any]:
     why = [f"{', '.join(checks)}: {reason}" for reason, checks in names.items()]
     if outcome == "refused" and "one row alone" in trial.refused:
         why = [trial.refused["one row alone"]]
+    if trial.failed:
+        why += [f"{name} refused: {reason}" for name, reason in trial.refused.items()]
     return {
         "outcome": outcome,
         "why": "; ".join([*why, *trial.notes]),
@@ -732,6 +737,10 @@ def verify(model_type: str, kind: str, name: str) -> dict[str, Any]:
                 return without("not built", _sentence(error))
             if kind == SEQ2SEQ and not bare.config.is_encoder_decoder:
                 return without("not built", "no encoder-decoder: a decoder behind an audio encoder")
+            if kind == CAUSAL and bare.config.is_encoder_decoder:
+                return without(
+                    "not built", "no decoder alone: an encoder-decoder that reads images"
+                )
             case = Case(model_type, kind, name, bare)
             try:
                 output = bare(**case.rows[0])
