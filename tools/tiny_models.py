@@ -78,6 +78,12 @@ _SIZES: list[tuple[str, Any]] = [
 _SPECIAL = {"pad": 0, "bos": 1, "eos": 2, "cls": 1, "sep": 2, "decoder_start": 0, "unk": 3}
 _DROPOUT = re.compile(r".*(dropout|drop_prob|pdrop|layerdrop|drop_path|jitter|drop_rate).*")
 
+_MROPE = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "mrope_section": [2, 1, 1],
+    "partial_rotary_factor": 1.0,
+}
 _TWO = ["linear_attention", "full_attention"]
 _SLIDING = ["sliding_attention", "full_attention"]
 _HYBRID = ["linear_attention", "hybrid"]
@@ -94,6 +100,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 64, "moe_top_k": 2},
+    },
+    **{
+        f"{family}_text": {"rope_parameters": _MROPE}
+        for family in (
+            "qwen2_vl",
+            "qwen2_5_vl",
+            "qwen2_5_omni",
+            "glm4v",
+            "glm4v_moe",
+            "glm_ocr",
+            "glmga",
+            "paddleocr_vl",
+        )
     },
     "deberta": {"pooler_hidden_size": 32},
     "deberta-v2": {"pooler_hidden_size": 32},
@@ -130,6 +149,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lilt": {"hidden_size": 48},
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "ministral": {"head_dim": 8},
+    "hunyuan_vl_text": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     "neomme": {
         "head_dim": 16,
