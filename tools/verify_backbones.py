@@ -542,7 +542,7 @@ def bare_has_no_loss(case: Case) -> str | None:
     x = case.embedded(row["input_ids"]).detach().requires_grad_()
     try:
         with torch.enable_grad(), _trained(case.bare):
-            torch.autograd.grad(_loss(case, reference(case, x, row, labels)), [x])
+            torch.autograd.grad(_loss(case, reference(case, x.clone(), row, labels)), [x])
     except Late:
         raise
     except Exception as error:
