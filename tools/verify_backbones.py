@@ -77,7 +77,7 @@ class NoReferenceError(Exception):
 def tensors(model: PeftModel, name: str) -> tuple[nn.Parameter, nn.Parameter]:
     """An adapter's prompts (k, l, e) and its router (e, k)."""
     layer = model.smop_layer
-    return layer.smop_prompts[name], layer.smop_routers[name]
+    return layer[name].prompts, layer[name].router
 
 
 def options(kind: str, **more: Any) -> SMoPConfig:

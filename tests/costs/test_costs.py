@@ -51,13 +51,11 @@ def test_counting_leaves_no_gradient_and_the_mode_as_it_was():
 
 def test_attention_is_counted():
     kind = KINDS["llama"]
-    short, long = batch(kind, tokens=4), batch(kind, tokens=8)
-    for made in (short, long):
-        made["labels"] = made["input_ids"]
+    short, long = shaped(kind, 4, 5), shaped(kind, 4, 10)
     model = adapted(kind, num_virtual_tokens=1)
     # twice the tokens are more than twice the work, as attention grows with the square
     few, many = training_flops(model, short), training_flops(model, long)
-    assert many / few > (8 + 1) / (4 + 1)
+    assert many / few > (10 + 1) / (5 + 1)
 
 
 def test_the_peak_counts_what_was_there_and_is_gone_inside_its_stretches_only():
