@@ -87,8 +87,9 @@ class Backbone:
                     f"{type(model).__name__} carries its past in {state}, not in a key-value cache,"
                     " and would be given the prompt again at every step; use a model with attention"
                 )
-        table = _position_table(module)
-        padding = getattr(table, "padding_idx", None)
+        name, table = _position_table(module)
+        # RoBERTa's positions begin after its padding's; other tables of that kind add to them
+        padding = getattr(table, "padding_idx", None) if name == "position_embeddings" else None
         first = 0 if padding is None else padding + 1
         places = getattr(getattr(module, "embeddings", None), "position_ids", None)
         if places is not None and places.numel():
@@ -133,9 +134,9 @@ def _reader(model: PreTrainedModel) -> nn.Module | None:
         for name, part in model.named_modules()
         if isinstance(part, PreTrainedModel) and _share(_embedding(part), embedding)
     ]
-    if model.config.model_type not in _WRAPPERS_NEVER_CALLED and any(
-        part is base and "inputs_embeds" in parameter_names(part) for _, part in holders
-    ):
+    reads = any(part is base and "inputs_embeds" in parameter_names(part) for _, part in holders)
+    has_head = isinstance(base, PreTrainedModel) and base.get_output_embeddings() is not None
+    if reads and not has_head and model.config.model_type not in _WRAPPERS_NEVER_CALLED:
         return base
     return max(holders, key=lambda holder: holder[0])[1] if holders else None
 
@@ -148,13 +149,12 @@ def _embedding(part: Any) -> nn.Module | None:
         return None
 
 
-def _position_table(module: nn.Module) -> nn.Module | None:
-    """What counts positions by slots: a table that was learned, or one of sinusoids."""
-    names = ("position_embeddings", "embed_positions", "wpe")
+def _position_table(module: nn.Module) -> tuple[str, nn.Module | None]:
+    """What positions are looked up in: a table that was learned, or one of sinusoids."""
     for name, part in module.named_modules():
-        if name.rsplit(".", 1)[-1] in names:
-            return part
-    return None
+        if (last := name.rsplit(".", 1)[-1]) in ("position_embeddings", "embed_positions", "wpe"):
+            return last, part
+    return "", None
 
 
 def _padding_id(config: Any) -> int | None:

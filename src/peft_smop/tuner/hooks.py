@@ -350,7 +350,7 @@ class PromptHooks:
         """Keep the states that a pooler is handed only a part of."""
         call = current(self.layer, PromptCall)
         if call is not None and call.layout is not None:
-            call.states = output[0]
+            call.states = output if isinstance(output, Tensor) else output[0]
 
     def before_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -40,6 +40,7 @@ class Adapter(nn.Module):
         network: the prompts' parameterisation; None: they are stored themselves.
         penalties: losses on the routing.
         awaited: whether the values are still to be loaded.
+        settings: a hash of the options by which the tensors are used, saved with them.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Adapter(nn.Module):
         network: nn.Module | None = None,
         penalties: Penalties = Penalties(),  # noqa: B008
         awaited: bool = False,
+        settings: int = 0,
     ) -> None:
         super().__init__()
         self.prompts = nn.Parameter(prompts)
@@ -62,6 +64,8 @@ class Adapter(nn.Module):
         # part of the checkpoint, so that a resumed run draws what the interrupted one would have
         device = "cpu" if prompts.is_meta else prompts.device
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
+        self.settings: Tensor
+        self.register_buffer("settings", torch.tensor(settings, device=device))
         self.seed: Tensor
         self.register_buffer("seed", torch.tensor(seed, device=device), persistent=False)
         self.strategy = strategy

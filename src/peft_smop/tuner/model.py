@@ -25,7 +25,8 @@ from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.parameterisation import PARAMETERISATIONS
 from peft_smop.tuner.passes import prompt_losses
 from peft_smop.tuner.routes import Routes
-from peft_smop.tuner.saved import loaded_keys, saved_key
+from peft_smop.tuner.saved import loaded_keys, saved_key, settings_of
+from peft_smop.tuner.verification import check_verified
 
 CHILD = "smop"
 """The one module added to a model. PEFT skips modules whose name contains the method's prefix,
@@ -47,6 +48,7 @@ class SMoPModel(RowTuner):
     config_class = SMoPConfig
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
     part_names = (
+        "settings",
         "prompts",
         "router",
         "network",
@@ -213,6 +215,8 @@ class SMoPModel(RowTuner):
             low_cpu_mem_usage=low_cpu_mem_usage,
         )
         if not isinstance(layer, SMoPLayer):
+            if not config.unverified:
+                check_verified(model, backbone)
             model.requires_grad_(False)  # before PEFT looks: it restores what it finds
             layer = SMoPLayer()
             layer.train(model.training)
@@ -248,6 +252,16 @@ class SMoPModel(RowTuner):
     def _remove_from(self, model: nn.Module) -> None:
         self.smop_layer.hooks.unregister()
         delattr(model, CHILD)
+
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """The model's forward; rows named here, and not by PEFT's wrapper, follow their adapters.
+
+        PEFT hands `adapter_names` on, unread, where a model type (MPT) has a branch of its own.
+        """
+        if adapter_names is None:
+            return self.model(*args, **kwargs)
+        with self._enable_peft_forward_hooks(*args, adapter_names=adapter_names, **kwargs):
+            return self.model(*args, **kwargs)
 
     @classmethod
     def _get_adapter_state_dict(
@@ -330,6 +344,7 @@ def _adapter(
             network=network,
             penalties=config.penalties(),
             awaited=low_cpu_mem_usage or config.awaits_values,
+            settings=settings_of(config.routing, strategy, config.parameterisation),
         )
     if config.awaits_values and not low_cpu_mem_usage:
         with torch.no_grad():

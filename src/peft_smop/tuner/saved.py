@@ -7,10 +7,14 @@ version 1      …smop.smop_prompts   .smop_routers   .smop_steps   .smop_networ
 
 from __future__ import annotations
 
+import zlib
+from dataclasses import fields
+
 import torch
 from torch import Tensor, nn
 
 from peft_smop.errors import CheckpointError
+from peft_smop.tuner.routing import RoutingStrategy
 
 CONTAINER = "smop.smop_adapters."
 _VERSION_1 = {
@@ -33,6 +37,16 @@ def newest_key(key: str) -> str:
         if found and (old.endswith(".") or not after):
             return before + new + after
     return key
+
+
+def settings_of(routing: str, strategy: RoutingStrategy, parameterisation: str) -> int:
+    """A hash of the options without which an adapter's tensors mean something else."""
+    said = {
+        one.name: getattr(strategy, one.name)
+        for one in fields(strategy)
+        if getattr(strategy, one.name) != one.default  # a later version may have more of them
+    }
+    return zlib.crc32(repr((routing, sorted(said.items()), parameterisation)).encode())
 
 
 def loaded_keys(
@@ -61,6 +75,15 @@ def loaded_keys(
             found[name] = value
         else:
             others[key] = value
+    own, said = wanted["settings"][1], found.get("settings")
+    if said is None:
+        wanted.pop("settings")  # version 1 did not say
+    elif int(said) != int(own):
+        raise CheckpointError(
+            f"the saved adapter was trained with other options than those of {adapter_name!r} here"
+            " (routing or parameterisation): its configuration was changed, or it is loaded over"
+            " another adapter; load it as it was saved, under a name of its own"
+        )
     for problem, names in (
         ("has no", wanted.keys() - found.keys()),
         ("has an unexpected", found.keys() - wanted.keys()),
