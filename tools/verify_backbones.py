@@ -233,17 +233,27 @@ def _replaced(module: nn.Module, x: Tensor, width: int, *, drops: bool) -> Itera
             output.last_hidden_state = output.last_hidden_state[:, width:]
         return output
 
+    kept = {}
+
+    def after_encoder(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        kept["states"] = output if isinstance(output, Tensor) else output[0]
+
     def before_pooler(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if args[0].dim() == 2:  # the first state alone
+            return (kept["states"][:, width], *args[1:])
         return (args[0][:, width:], *args[1:])
 
-    pooler = getattr(module, "pooler", None) if drops else None
-    hook = pooler.register_forward_pre_hook(before_pooler) if pooler is not None else None
+    pooler, hooks = getattr(module, "pooler", None) if drops else None, []
+    if pooler is not None:
+        hooks.append(pooler.register_forward_pre_hook(before_pooler))
+    if pooler is not None and isinstance(pooler, nn.Linear):
+        hooks.append(module.encoder.register_forward_hook(after_encoder))
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
 
 
