@@ -228,6 +228,8 @@ def _replaced(module: nn.Module, x: Tensor, width: int, *, drops: bool) -> Itera
         for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
             kwargs.pop(name, None)
         kwargs["inputs_embeds"], kwargs["return_dict"] = x, True
+        if kwargs.get("global_attention_mask") is not None:
+            kwargs["global_attention_mask"] = pad(kwargs["global_attention_mask"], (width, 0))
         output = own(**kwargs)
         if drops:
             output.last_hidden_state = output.last_hidden_state[:, width:]

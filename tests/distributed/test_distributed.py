@@ -67,7 +67,8 @@ def test_accumulated_passes_have_the_gradient_of_one(name, routing):
     for parts in (1, 2, 3):
         model = without_dropout(adapted(KINDS[name], routing=routing)).train()
         for i in range(parts):
-            (model(**{k: v[i::parts] for k, v in labelled(name).items()}).loss / parts).backward()
+            own = {k: v[i::parts].contiguous() for k, v in labelled(name).items()}
+            (model(**own).loss / parts).backward()
         found.append(gradients(model))
     for other in found[1:]:
         assert other.keys() == found[0].keys()

@@ -54,11 +54,11 @@ class PromptHooks:
     def register(self) -> None:
         """Register every hook that this kind of backbone needs."""
         model, backbone = self.model, self.backbone
-        self._handles += [
+        self._handles += [  # in this order, as the model may be the backbone
             model.register_forward_pre_hook(self.before_model, with_kwargs=True),
-            model.register_forward_hook(self.after_model, with_kwargs=True, always_call=True),
             backbone.module.register_forward_pre_hook(self.before_backbone, with_kwargs=True),
             backbone.module.register_forward_hook(self.after_backbone, always_call=True),
+            model.register_forward_hook(self.after_model, with_kwargs=True, always_call=True),
         ]
         if backbone.decoder is not None:
             hook = backbone.decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
