@@ -124,7 +124,10 @@ def test_trl_s_dpo_starts_where_its_reference_stands(saved_models, tmp_path, sta
                 p.normal_()
         more = {}
     data = Dataset.from_list(
-        [{"prompt": f"the cat is {c}", "chosen": " warm", "rejected": " cold"} for c in ("red", "blue")]
+        [
+            {"prompt": f"the cat is {c}", "chosen": " warm", "rejected": " cold"}
+            for c in ("red", "blue")
+        ]
         * 4
     )
     args = trl.DPOConfig(

@@ -376,7 +376,7 @@ def test_the_prompt_s_checkpoint_over_lora_holds_the_prompt_alone_and_loads(name
     model.save_pretrained(tmp_path)
     keys = set(load_file(tmp_path / "adapter_model.safetensors"))
     assert not any("lora" in key for key in keys)
-    assert sum("smop_" in key for key in keys) == 3  # prompts, routers, steps
+    assert sum("smop_" in key for key in keys) == 4  # prompts, router, steps, settings
     again = PeftModel.from_pretrained(lora(name), tmp_path).eval()
     assert torch.equal(again(**made).logits, expected)
 

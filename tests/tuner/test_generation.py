@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError, PromptIgnoredError
-from peft_smop.tuner import hooks
+from peft_smop.tuner import inputs as prepared
 from tiny import GENERATORS, KINDS, VOCABULARY, WIDTH, adapted, batch, decided, row
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -136,9 +136,9 @@ def test_one_generation_is_one_routing_decision(name, model, mode, cached, monke
     repeats = len(found.indices) // 4
     assert torch.equal(found.indices, expected.indices.repeat_interleave(repeats, dim=0))
     assert_close(found.probabilities, expected.probabilities.repeat_interleave(repeats, dim=0))
-    decided, original = [], hooks.soft_prompts
+    decided, original = [], prepared.soft_prompts
     monkeypatch.setattr(
-        hooks, "soft_prompts", lambda *a, **k: decided.append(1) or original(*a, **k)
+        prepared, "soft_prompts", lambda *a, **k: decided.append(1) or original(*a, **k)
     )
     model.train()
     try:

@@ -258,6 +258,7 @@ def test_the_checkpoint_holds_the_adapter_and_nothing_else(parameterisation, tmp
         "prompts": stored,
         "router": (WIDTH, K),
         "steps": (),
+        "settings": (),
         **network,
     }
 
@@ -304,7 +305,7 @@ def test_beside_another_adapter_it_is_switched_trained_and_deleted(parameterisat
     for name in ("made", "again"):
         model.delete_adapter(name)
     left = {key for key in model.state_dict() if "smop_" in key}
-    assert {key.rsplit(".", 1)[1] for key in left} == {"prompts", "router", "steps"}
+    assert {key.rsplit(".", 1)[1] for key in left} == {"prompts", "router", "steps", "settings"}
     assert torch.equal(logits(model, made), plain)
 
 

@@ -115,11 +115,16 @@ def test_a_checkpoint_is_safetensors_whose_keys_know_nothing_of_the_backbone_s_p
         "base_model.model.smop.smop_adapters.prompts": (4, 5, 32),
         "base_model.model.smop.smop_adapters.router": (32, 4),
         "base_model.model.smop.smop_adapters.steps": (),
+        "base_model.model.smop.smop_adapters.settings": (),
     }
     others = set(tensors) - set(ours)
     expected = {f"base_model.model.classifier.{part}" for part in ("weight", "bias")}
     assert others == (expected if name == "bert" else set())
-    assert all(tensors[key].dtype == torch.float32 for key in tensors if "steps" not in key)
+    assert all(
+        tensors[key].dtype == torch.float32
+        for key in tensors
+        if not key.endswith((".steps", ".settings"))
+    )
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])

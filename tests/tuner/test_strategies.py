@@ -12,12 +12,13 @@ from peft_smop.errors import ConfigError
 from peft_smop.rows import RowAdapters
 from peft_smop.tuner.mixture import Asked
 from peft_smop.tuner.noise import choice, fingerprints, gumbel, normal, row_keys, uniform
-from peft_smop.tuner.routing import Linear, RowState
+from peft_smop.tuner.routing import RowState
 from peft_smop.tuner.strategies import (
     STRATEGIES,
     Fixed,
     Gumbel,
     Hashed,
+    Linear,
     Released,
     Single,
     Stochastic,

@@ -12,8 +12,7 @@ from by_hand import ByHand
 from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError
 from peft_smop.tuner.noise import choice, fingerprints
-from peft_smop.tuner.routing import Linear
-from peft_smop.tuner.strategies import STRATEGIES
+from peft_smop.tuner.strategies import STRATEGIES, Linear
 from tiny import KINDS, THREE, adapted, answer, attended, batch, decided, row, without_dropout
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

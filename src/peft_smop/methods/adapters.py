@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, PrefixTuningConfig
@@ -27,9 +28,17 @@ def load_adapter(backbone: PreTrainedModel, directory: Path) -> PeftModel:
     """
     check_adapter(directory, width=backbone.get_input_embeddings().weight.shape[1])
     try:
-        return PeftModel.from_pretrained(backbone, str(directory))
+        with warnings.catch_warnings():
+            # PEFT would go on with tensors at their start
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(backbone, str(directory))
     except CheckpointError:
         raise
+    except UserWarning as warning:
+        raise CheckpointError(
+            f"{directory / WEIGHTS_NAME} lacks tensors of the adapter that {CONFIG_NAME} describes;"
+            " expected those that were saved with it"
+        ) from warning
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).strip().split("\n")[-1].strip()
         raise CheckpointError(f"{directory} does not fit this backbone: {reason}") from error

@@ -1,6 +1,12 @@
 """Rows and adapters: what a tuner needs to give every row of a batch its own adapter."""
 
-from peft_smop.rows.adapters import BASE, RowAdapters, by_adapter, on_device
+from peft_smop.rows.adapters import (
+    BASE,
+    RowAdapters,
+    by_adapter,
+    check_new_name,
+    on_device,
+)
 from peft_smop.rows.calls import Call, begin, calling, current, end
 from peft_smop.rows.heads import follow_rows
 from peft_smop.rows.tuner import RowTuner, rows_given
@@ -13,6 +19,7 @@ __all__ = [
     "begin",
     "by_adapter",
     "calling",
+    "check_new_name",
     "current",
     "end",
     "follow_rows",

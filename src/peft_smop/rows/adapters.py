@@ -30,17 +30,42 @@ class RowAdapters:
     """How many rows there are, b."""
 
     @classmethod
-    def of(cls, active: str, adapter_names: Sequence[str] | None, count: int) -> RowAdapters:
+    def of(
+        cls,
+        active: Sequence[str],
+        adapter_names: Sequence[str] | None,
+        count: int,
+        *,
+        repeated: bool = True,
+    ) -> RowAdapters | None:
         """Spread a caller's `adapter_names` over the rows that a backbone sees.
 
-        Beams and returned sequences repeat every row the same number of times, next to each other.
+        Args:
+            active: the active adapters.
+            adapter_names: one for each row; None: all follow the active one.
+            count: the rows.
+            repeated: whether rows may stand there several times, next to each other, as beams do.
+
+        Returns:
+            None where no adapter is active or named.
 
         Raises:
-            ConfigError: the names do not divide the rows.
+            ConfigError: the names do not fit the rows, or several adapters are active and none is
+                named.
         """
         if adapter_names is None:
-            return cls((active,), None, count)
+            if len(active) > 1:
+                raise ConfigError(
+                    f"{len(active)} adapters are active ({', '.join(active)}) but a row can follow"
+                    " only one; set one, or pass adapter_names with one name per row"
+                )
+            return cls((active[0],), None, count) if active else None
         repeats = repeats_of(adapter_names, count)
+        if repeats > 1 and not repeated:
+            raise ConfigError(
+                f"adapter_names has {len(adapter_names)} entries for a batch of {count} rows; give"
+                " one name per row"
+            )
         names = tuple(dict.fromkeys(name for name in adapter_names if name != BASE))
         if len(names) == 1 and BASE not in adapter_names:
             return cls(names, None, count)

@@ -19,22 +19,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from peft_smop.errors import ConfigError, PromptIgnoredError
-from peft_smop.rows import BASE, RowAdapters, begin, calling, current, end, follow_rows
+from peft_smop.errors import PromptIgnoredError
+from peft_smop.rows import RowAdapters, begin, calling, current, end, follow_rows
 from peft_smop.tuner.admission import check_cache, check_input, fill
 from peft_smop.tuner.backbone import Backbone, bind, parameter_names
-from peft_smop.tuner.call import Apart, PromptCall, Routed
+from peft_smop.tuner.call import Apart, PromptCall
 from peft_smop.tuner.doors import Door, GenerateDoor
+from peft_smop.tuner.inputs import continued, layout_of, spliced
 from peft_smop.tuner.layer import SMoPLayer
-from peft_smop.tuner.mixture import Asked, soft_prompts
-from peft_smop.tuner.objective import divergence_terms, joined, routing_terms, share_of_step
-from peft_smop.tuner.scope import content_of, readable
-from peft_smop.tuner.splice import Layout, left_padding, mean_embedding
+from peft_smop.tuner.objective import all_terms, joined, share_of_step
 
 
 class PromptHooks:
@@ -114,24 +110,21 @@ class PromptHooks:
         caller = current(self.layer, Apart)
         if not self.layer.training or call.draw > 0 or (labels is None and caller is None):
             return output
-        rows, terms = call.rows, routing_terms(self.layer.adapters(), call.decisions)
-        if rows is not None and labels is not None:
-            again = partial(self._again, module, args, kwargs, call)
-            apart = divergence_terms(
-                self.layer.adapters(),
-                rows,
-                labels,
-                output,
-                again,
-                predicts_next=self.backbone.predicts_next,
-            )
-            terms = {name: apart.get(name, 0) + terms.get(name, 0) for name in {**terms, **apart}}
+        terms = all_terms(
+            self.layer.adapters(),
+            call.rows,
+            call.decisions,
+            labels,
+            output,
+            partial(self._again, module, args, kwargs, call),
+            predicts_next=self.backbone.predicts_next,
+        )
         if caller is not None:
             caller.terms = terms
-        elif terms and rows is not None and labels is not None:
+        elif terms and call.rows is not None and labels is not None:
             total = kwargs.get("num_items_in_batch")
             share = share_of_step(total, labels, predicts_next=self.backbone.predicts_next)
-            return joined(output, terms, rows, share)
+            return joined(output, terms, call.rows, share)
         return output
 
     def _again(
@@ -173,7 +166,7 @@ class PromptHooks:
             check_cache(
                 cache, rows, given, past + tokens.shape[1], width, fresh=call.prompts is None
             )
-            return (), self._continued(given, rows, tokens, past)
+            return (), continued(self.layer, self.backbone, given, rows, tokens, past)
         for name in rows.names:
             self.layer[name].check_arrived(name)
         if x is None:
@@ -181,139 +174,14 @@ class PromptHooks:
         call.as_tuple = given.get("return_dict") is False
         if self._drops and call.as_tuple:
             given["return_dict"] = True  # states are dropped by name, not by place
-        return (), self._spliced(call, given, rows, x, ids, labels)
+        return (), spliced(self.layer, self.backbone, call, given, rows, x, labels)
 
     def _row_adapters(self, call: PromptCall, count: int) -> RowAdapters | None:
-        """Which adapter each row follows; None when adapters are disabled or absent.
-
-        Raises:
-            ConfigError: rows and names differ, or several adapters are active and none is named.
-        """
+        """Which adapter each row follows; None when adapters are disabled or absent."""
         if self.layer.disable_adapters:
             return None
-        named, active = call.adapter_names, self.layer.active_adapters
-        if named is None and len(active) > 1:
-            raise ConfigError(
-                f"{len(active)} adapters are active ({', '.join(active)}) but a row can follow"
-                " only one; set one, or pass adapter_names with one name per row"
-            )
-        if named is None and not active:
-            return None
-        if named is not None and not call.repeats and len(named) != count:
-            raise ConfigError(
-                f"adapter_names has {len(named)} entries for a batch of {count} rows; give one"
-                " name per row"
-            )
-        return RowAdapters.of(active[0] if active else BASE, named, count)
-
-    def _layout_for(
-        self, rows: RowAdapters, mask: Tensor | None, like: Tensor, tokens: int
-    ) -> Layout:
-        lengths = self.layer.lengths(rows, like.device)
-        padding = torch.zeros_like(lengths) if mask is None else left_padding(mask)
-        return Layout.of(
-            padding=padding,
-            lengths=lengths,
-            tokens=tokens,
-            width=self.layer.width(rows),
-            slack=self.backbone.slack,
-        )
-
-    def _spliced(
-        self,
-        call: PromptCall,
-        given: dict[str, Any],
-        rows: RowAdapters,
-        x: Float[Tensor, "b n e"],
-        ids: Tensor | None,
-        labels: Tensor | None,
-    ) -> dict[str, Any]:
-        mask = given.get("attention_mask")
-        if given.get("inputs_embeds") is not None and mask is not None:
-            # what stands under padding may be anything; a product by 0 would keep it
-            x = x.masked_fill((mask == 0)[:, :, None] & ~x.isfinite(), 0)
-        layout, call.rows = self._layout_for(rows, mask, x, x.shape[1]), rows
-        prompts = self._prompts(call, x, ids, mask, rows, labels).to(x.dtype)
-        given["input_ids"], given["inputs_embeds"] = None, layout.embeddings(prompts, x)
-        if mask is not None or self.layer.is_uneven(rows):
-            given["attention_mask"] = layout.mask(mask)
-        if self.backbone.takes_positions and (
-            given.get("position_ids") is not None or given.get("attention_mask") is not None
-        ):
-            # a caller's positions are kept; without any, counting from the prompt makes left
-            # padding harmless
-            given["position_ids"] = layout.positions(
-                given.get("position_ids"), first=self.backbone.first_position
-            )
-        for name in ("token_type_ids", "global_attention_mask"):
-            if given.get(name) is not None:
-                given[name] = layout.with_zeros(given[name])
-        call.layout = layout
-        return given
-
-    def _continued(
-        self, given: dict[str, Any], rows: RowAdapters, tokens: Tensor, past: int
-    ) -> dict[str, Any]:
-        mask, positions = given.get("attention_mask"), given.get("position_ids")
-        if mask is None and not self.layer.is_uneven(rows) and positions is None:
-            return given  # the cache is longer by the prompt, and positions follow its length
-        if self.backbone.slack == "right" and self.layer.is_uneven(rows):
-            raise ConfigError(
-                "this model counts positions by slots, so prompts of different lengths (or"
-                " __base__) cannot go on from one cache; generate for each adapter by itself"
-            )
-        width = self.layer.width(rows)
-        total = mask.shape[1] if mask is not None else past - width + tokens.shape[1]
-        layout = self._layout_for(rows, mask, tokens, total)
-        if mask is not None or self.layer.is_uneven(rows):
-            given["attention_mask"] = layout.mask(mask)
-        if not self.backbone.takes_positions:
-            return given
-        if positions is not None:
-            given["position_ids"] = positions + layout.lengths[:, None]
-        else:
-            every = layout.positions(None, first=self.backbone.first_position)
-            given["position_ids"] = every[:, past:]
-        return given
-
-    def _prompts(
-        self,
-        call: PromptCall,
-        x: Tensor,
-        ids: Tensor | None,
-        mask: Tensor | None,
-        rows: RowAdapters,
-        labels: Tensor | None,
-    ) -> Float[Tensor, "b l e"]:
-        """Every row's scaled prompt; decided once for a whole generation."""
-        if call.prompts is not None:
-            return call.prompts.repeat_interleave(len(x) // len(call.prompts), dim=0)
-        adapters = self.layer.adapters()
-        routes = call.routes
-        asked = current(self.layer, Routed)
-        if routes is None and asked is not None:
-            routes = asked.routes(rows, x.device)
-        with torch.autocast(x.device.type, enabled=False):
-            read = readable(
-                [adapters[name] for name in rows.names],
-                rows,
-                None if mask is None else mask != 0,
-                labels if self.backbone.predicts_next else None,
-                like=x,
-                asks_for_labels=self.backbone.predicts_next and not call.decides_once,
-            )
-            prompts, call.decisions = soft_prompts(
-                adapters,
-                rows,
-                mean_embedding(x, read),
-                content_of(adapters, rows, x, ids, read, training=self.layer.training),
-                asked=Asked(routes, call.draw),
-                training=self.layer.training,
-            )
-        self.layer.last = (rows, tuple(decision.detached() for decision in call.decisions))
-        if call.decides_once:
-            call.prompts = prompts
-        return prompts
+        names, active = call.adapter_names, self.layer.active_adapters
+        return RowAdapters.of(active, names, count, repeated=call.repeats)
 
     def after_backbone(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Drop the prompt's positions: heads, losses and callers see the tokens they know."""
@@ -385,6 +253,6 @@ class PromptHooks:
                 f" {width}: they were computed without this adapter's soft prompt; compute them"
                 f" through the model"
             )
-        layout = self._layout_for(rows, mask, states, states.shape[1] - width)
+        layout = layout_of(self.layer, self.backbone, rows, mask, states, states.shape[1] - width)
         given["encoder_attention_mask"] = layout.mask(mask)
         return (), given

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate.utils import align_module_device
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -51,19 +52,29 @@ class Start:
         return self.embedding.weight.shape[1]
 
     @property
+    def device(self) -> torch.device:
+        """Where the backbone computes, wherever its weights are kept meanwhile."""
+        hook = getattr(
+            self.embedding, "_hf_hook", None
+        )  # accelerate's, where weights are offloaded
+        execution = getattr(hook, "execution_device", None)
+        return self.embedding.weight.device if execution is None else torch.device(execution)
+
+    @property
     def is_meta(self) -> bool:
         """Whether there are shapes but no values."""
-        return self.embedding.weight.device.type == "meta"
+        return self.device.type == "meta"
 
     def embed(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape e"]:
         """The backbone's own embeddings, with the scale that some backbones apply."""
         with torch.no_grad():
-            return self.embedding(ids.to(self.embedding.weight.device)).float().cpu()
+            return self.embedding(ids.to(self.device)).float().cpu()
 
     def random_ids(self) -> Int[Tensor, "k l"]:
         """Tokens from the common part of the vocabulary, without the special ones."""
         size = min(self.embedding.weight.shape[0], COMMON_TOKENS)
-        rows = self.embedding.weight[:size].detach()
+        with align_module_device(self.embedding):  # offloaded weights come back for a moment
+            rows = self.embedding.weight[:size].detach().clone()
         # rows that equal each other were never trained: they fill up the table
         _, place, count = rows.unique(dim=0, return_inverse=True, return_counts=True)
         trained = (count[place] == 1).tolist()
@@ -193,7 +204,7 @@ INITIALISERS: dict[str, Callable[[Start], Tensor]] = {
 
 def initial_prompts(start: Start) -> Float[Tensor, "k l e"]:
     """The prompts' start in fp32, on the embedding's device."""
-    device = start.embedding.weight.device
+    device = start.device
     if start.is_meta:
         return torch.empty(start.k, start.l, start.width, device=device)
     return INITIALISERS[start.config.init](start).to(device)
@@ -205,7 +216,7 @@ def initial_router(start: Start) -> Float[Tensor, "e k"]:
     Not zeros: the perturbation multiplies the logits (eq. 5), so equal logits would stay equal and
     one prompt would take every row.
     """
-    device = start.embedding.weight.device
+    device = start.device
     shape = (start.width, start.k)
     if start.is_meta:
         return torch.empty(shape, device=device)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError
 from peft_smop.rows import RowAdapters, on_device
-from peft_smop.tuner.layer import Adapter
+from peft_smop.tuner.layer import Adapter, groups_of
 from peft_smop.tuner.noise import row_keys
-from peft_smop.tuner.routing import Routing, RoutingStrategy, RowState
+from peft_smop.tuner.routing import Routing, RowState
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def soft_prompts(
         ConfigError: rows of several adapters, one of which lets rows see their neighbours.
     """
     decisions = []
-    for names, members in _groups(adapters, rows):
+    for names, members in groups_of(adapters, rows):
         strategy = adapters[names[0]].strategy
         if not strategy.rows_independent and rows.of_row is not None:
             raise ConfigError(
@@ -110,24 +110,6 @@ def soft_prompts(
         assert decision.rows is not None
         out = out.index_copy(0, decision.rows, prompts)
     return out, tuple(decisions)
-
-
-def _groups(
-    adapters: Mapping[str, Adapter], rows: RowAdapters
-) -> list[tuple[tuple[str, ...], list[int] | None]]:
-    """Adapters of one strategy and shape, and the places of their rows; None: all rows."""
-    if rows.of_row is None:
-        return [(rows.names, None)]
-    kinds: dict[tuple[RoutingStrategy, torch.Size], list[str]] = {}
-    for name in rows.names:
-        adapter = adapters[name]
-        kinds.setdefault((adapter.strategy, adapter.prompts.shape), []).append(name)
-    group_of = {name: i for i, names in enumerate(kinds.values()) for name in names}
-    members: list[list[int]] = [[] for _ in kinds]
-    for row, a in enumerate(rows.of_row):
-        if a >= 0:
-            members[group_of[rows.names[a]]].append(row)
-    return [(tuple(names), own) for names, own in zip(kinds.values(), members, strict=True)]
 
 
 def _at(tensor: Tensor | None, rows: Int[Tensor, "g"] | None) -> Tensor | None:

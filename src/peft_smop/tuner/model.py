@@ -14,7 +14,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError
-from peft_smop.rows import Call, RowTuner, calling, current
+from peft_smop.rows import Call, RowTuner, calling, check_new_name, current
 from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.call import Apart, PromptCall, Routed
 from peft_smop.tuner.config import SMoPConfig
@@ -202,6 +202,7 @@ class SMoPModel(RowTuner):
         **kwargs: Any,
     ) -> None:
         """Create an adapter's tensors; with the first one also the module and the hooks."""
+        check_new_name(adapter_name, self.part_names)
         config = self.peft_config[adapter_name]
         self._check_new_adapter_config(config)
         assert isinstance(config, SMoPConfig)

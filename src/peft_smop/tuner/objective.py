@@ -22,6 +22,34 @@ from peft_smop.tuner.routing import Routing
 from peft_smop.tuner.scope import IGNORED_LABEL
 
 
+def all_terms(
+    adapters: Mapping[str, Adapter],
+    rows: RowAdapters | None,
+    decisions: tuple[Decision, ...],
+    labels: Tensor | None,
+    output: Any,
+    again: Callable[[], Any],
+    *,
+    predicts_next: bool,
+) -> dict[str, Tensor]:
+    """What the routing of a training pass asks for, by adapter, each a mean over its rows.
+
+    Args:
+        adapters: all of the model's, by name.
+        rows: whose they are; None: no row has an adapter.
+        decisions: how they were routed.
+        labels: of the batch; None: there is nothing to compare two passes by.
+        output: the model's.
+        again: computes it once more with another draw.
+        predicts_next: whether logits belong to the token after.
+    """
+    terms = routing_terms(adapters, decisions)
+    if rows is None or labels is None:
+        return terms
+    apart = divergence_terms(adapters, rows, labels, output, again, predicts_next=predicts_next)
+    return {name: apart.get(name, 0) + terms.get(name, 0) for name in {**terms, **apart}}
+
+
 def routing_terms(
     adapters: Mapping[str, Adapter], decisions: tuple[Decision, ...]
 ) -> dict[str, Tensor]:

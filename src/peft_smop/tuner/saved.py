@@ -77,7 +77,7 @@ def loaded_keys(
             others[key] = value
     own, said = wanted["settings"][1], found.get("settings")
     if said is None:
-        wanted.pop("settings")  # version 1 did not say
+        found["settings"] = own  # version 1 did not say
     elif int(said) != int(own):
         raise CheckpointError(
             f"the saved adapter was trained with other options than those of {adapter_name!r} here"
