@@ -6,6 +6,7 @@ Nothing else happens.
 """
 
 from peft_smop.bottleneck import BottleneckConfig, BottleneckModel
+from peft_smop.registration import leave_out_warnings
 from peft_smop.tuner import Routes, SMoPConfig, SMoPModel
 
 __all__ = [
@@ -18,3 +19,5 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+leave_out_warnings()

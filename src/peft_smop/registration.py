@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
 from peft_smop.errors import SMoPError
+
+
+def leave_out_warnings() -> None:
+    """Leave out what PEFT and transformers warn of each other at every wrap.
+
+    PEFT reads a property that transformers has renamed; a user can do nothing about it.
+    """
+    warnings.filterwarnings(
+        "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+    )
 
 
 def extend_peft_types(name: str) -> None:

@@ -8,6 +8,7 @@ import json
 import sys
 
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
 from peft_smop import SMoPConfig
@@ -123,6 +124,27 @@ def two_passes():
     assert_close(compiled(model)(**made).loss, eager(**made).loss, **CLOSE)
 
 
+TEN_SIZES = (("t5", True), ("llama", False), ("bert", True))
+
+
+def ten_sizes(name, *, training):
+    """Batches of ten sizes through one graph: nothing has an entry per row."""
+    kind = KINDS[name]
+    eager, model = (without_dropout(adapted(kind)).train(training) for _ in range(2))
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    run = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for rows in range(8, 18):  # unlike any other length, which would be taken for the same
+        made = batch(kind, rows=rows)
+        if name == "llama" and training:
+            made["labels"] = made["input_ids"].index_fill(1, torch.arange(4), -100)
+        with torch.set_grad_enabled(training):
+            assert_close(run(**made).logits, eager(**made).logits, **CLOSE)
+        assert torch.equal(model.last_routes.indices, eager.last_routes.indices)
+        assert len(model.last_routes.adapters) == rows
+    assert counter.frame_count == 1, f"{counter.frame_count} graphs"
+
+
 CALM = ("single", "uniform", "fixed", "released", "stochastic")
 
 
@@ -140,6 +162,12 @@ CASES = {
     **{f"{routing}, evaluation": (lambda r=routing: in_evaluation(r)) for routing in CALM},
     **{what: (lambda w=what: other_way(w)) for what in OTHER_WAYS},
     "two passes": two_passes,
+    **{
+        f"{name}, ten sizes, {'training' if training else 'evaluation'}": (
+            lambda n=name, t=training: ten_sizes(n, training=t)
+        )
+        for name, training in TEN_SIZES
+    },
     **{
         f"{name}, {'training' if training else 'evaluation'}, {'mixed' if mixed else 'one'}": (
             lambda n=name, t=training, m=mixed: equals_eager(n, training=t, mixed=m)

@@ -36,6 +36,13 @@ def test_one_graph_gives_what_the_eager_model_gives_with_the_same_noise(case, ou
     assert outcomes[case] == "fine"
 
 
+@pytest.mark.parametrize(
+    ("name", "mode"), [("t5", "training"), ("llama", "evaluation"), ("bert", "training")]
+)
+def test_ten_sizes_of_batches_go_through_one_graph(name, mode, outcomes):
+    assert outcomes[f"{name}, ten sizes, {mode}"] == "fine"
+
+
 def test_adapters_may_be_switched_and_disabled_between_compiled_calls(outcomes):
     assert outcomes["switching"] == "fine"
 

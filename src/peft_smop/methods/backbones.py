@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Source:
     name: str
     location: str
     gguf_file: str | None = None
+    trust_remote_code: bool = False
 
     @classmethod
     def of(cls, name: str) -> Source:
@@ -72,8 +73,12 @@ class Source:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Further arguments for every `from_pretrained`."""
-        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        """Further arguments for every `from_pretrained`.
+
+        Said outright: otherwise transformers asks on the standard input about a model's code.
+        """
+        gguf = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        return {"trust_remote_code": self.trust_remote_code, **gguf}
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ def load_backbone(
     device: torch.device | None = None,
     dtype: str = "auto",
     task_type: str | None = None,
+    trust_remote_code: bool = False,
 ) -> LoadedBackbone:
     """Load a backbone and its tokenizer.
 
@@ -130,12 +136,13 @@ def load_backbone(
         device: where to put it; the accelerator if there is one.
         dtype: "auto", "fp32" or "bf16".
         task_type: overrides the kind that the model's configuration says.
+        trust_remote_code: whether code that comes with the model may run; no command sets it.
 
     Raises:
         ConfigError: there is no such model, or it cannot be reached.
         CheckpointError: its files are damaged or not safe to read.
     """
-    source = Source.of(name)
+    source = replace(Source.of(name), trust_remote_code=trust_remote_code)
     device = device or default_device()
     config = _config(source)
     kind = task_type or task_type_of(config)
@@ -151,7 +158,7 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments)
         model = AUTO_CLASSES[kind].from_pretrained(
             source.location,
-            dtype=precision(dtype, device, _parameters(config, kind)),
+            dtype=precision(dtype, device, _parameters(config, kind, trusted=trust_remote_code)),
             use_safetensors=True,
             **extra,
         )
@@ -168,10 +175,10 @@ def load_backbone(
     return LoadedBackbone(model.to(device), tokenizer, kind)
 
 
-def _parameters(config: PreTrainedConfig, kind: str) -> int:
+def _parameters(config: PreTrainedConfig, kind: str, *, trusted: bool) -> int:
     """How many parameters a model has, without its weights."""
     with torch.device("meta"):
-        return AUTO_CLASSES[kind].from_config(config).num_parameters()
+        return AUTO_CLASSES[kind].from_config(config, trust_remote_code=trusted).num_parameters()
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -181,7 +188,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         CheckpointError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{directory} holds no tokenizer that can be read: {_first_sentence(error)}"

@@ -34,7 +34,8 @@ class _Stack(threading.local):
 
 
 class _Traced:
-    top: Call | None = None
+    def __init__(self) -> None:
+        self.top: Call | None = None
 
 
 _STACK = _Stack()

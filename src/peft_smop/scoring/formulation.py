@@ -237,8 +237,8 @@ class TextToText(Formulation):
         def go_on(tokens: Int[Tensor, "r n"]) -> Float[Tensor, "r n v"]:
             known: dict[str, Any] = {}
             if cached:
-                known["past_key_values"] = read.past_key_values
-                known["past_key_values"].batch_repeat_interleave(count)
+                known = _cache_of(read)
+                next(iter(known.values())).batch_repeat_interleave(count)
             else:
                 tokens = torch.cat([first.repeat_interleave(count, dim=0), tokens], dim=1)
             logits = model(
@@ -323,15 +323,15 @@ class Continuation(Formulation):
         last = positions[:, -1:].repeat_interleave(count, dim=0)
 
         def go_on(tokens: Int[Tensor, "r n"]) -> Float[Tensor, "r n v"]:
-            cache = read.past_key_values
-            cache.batch_repeat_interleave(count)
+            known = _cache_of(read)
+            next(iter(known.values())).batch_repeat_interleave(count)
             length = tokens.shape[1]
             return model(
                 input_ids=tokens,
                 attention_mask=torch.cat([mask, mask.new_ones(len(mask), length)], dim=1),
                 position_ids=last + torch.arange(1, length + 1, device=device),
-                past_key_values=cache,
                 use_cache=True,
+                **known,
             ).logits
 
         return self._continued_scores(read.logits[:, -1], self._answers, go_on)
@@ -347,6 +347,12 @@ class Continuation(Formulation):
         scores = _sequence_scores(logits[:, :-1], batch["labels"][:, 1:])
         count = len(self._answers)
         return LabelScores(scores.view(len(features), count), repeats=count)
+
+
+def _cache_of(output: Any) -> dict[str, Any]:
+    """A model's cache by the name that its transformers gives it, in outputs and arguments."""
+    name = "past_key_values" if output.get("past_key_values") is not None else "cache"
+    return {name: output[name]}
 
 
 def _takes(model: nn.Module, argument: str) -> bool:

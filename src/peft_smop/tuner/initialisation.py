@@ -96,7 +96,7 @@ class Start:
         if not self.tokenizer_name:
             raise ConfigError(f"init={config.init!r} needs a tokenizer; set tokenizer_name_or_path")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name)
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             if config.init_token_ids is not None:
                 return config.init_token_ids  # loading a saved adapter away from its tokenizer
