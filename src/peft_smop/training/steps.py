@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,12 +62,24 @@ def forward_backward(
     of_step = Counter(names)
     tokens = _tokens(formulation, runs, device)
     losses = torch.zeros(len(runs), device=device)
-    for members in _parts(tuner, rows, adapters, max_padding):
-        batch = formulation.collate([rows[i][1] for i in members])
+    parts = _parts(tuner, rows, adapters, max_padding)
+    batches = [formulation.collate([rows[i][1] for i in members]) for members in parts]
+    on_it = [to_device(batch, device) for batch in batches]
+    named = [None if runs[0].adapter is None else [names[i] for i in part] for part in parts]
+    judges = tuner is not None and any(tuner.smop_layer[n].strategy.judges for n in set(names))
+    judged = tuner.posteriors(on_it, named) if tuner is not None and judges else [None] * len(parts)
+    for members, batch, inputs, asked, posterior in zip(
+        parts, batches, on_it, named, judged, strict=True
+    ):
         own = [names[i] for i in members]
-        asked = {} if runs[0].adapter is None else {"adapter_names": own}
-        with nullcontext() if tuner is None else tuner.terms_apart() as apart:
-            logits = model(**to_device(batch, device), **asked).logits
+        more = {} if asked is None else {"adapter_names": asked}
+        with ExitStack() as around:
+            apart = None
+            if tuner is not None:
+                apart = around.enter_context(tuner.terms_apart())
+            if tuner is not None and judges:
+                around.enter_context(tuner.judged(posterior))
+            logits = model(**inputs, **more).logits
         found, of_row = formulation.answer_losses(logits, batch["labels"])
         of_run = on_device([rows[members[row]][0] for row in of_row], device)
         each = torch.zeros_like(losses).index_add(0, of_run, found / tokens[of_run])

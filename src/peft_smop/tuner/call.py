@@ -28,6 +28,8 @@ class PromptCall(Call):
     """Which draw of randomness this pass is; only the first has the routing's losses added."""
     decides_once: bool = False
     """Whether all passes share one decision, as those of a generate do."""
+    posterior: Float[Tensor, "b k"] | None = None
+    """Every row's, where its strategy judges."""
     prompts: Float[Tensor, "b l e"] | None = None
     """Every row's scaled prompt, once it is decided."""
     rows: RowAdapters | None = None
@@ -87,6 +89,13 @@ class Routed(Call):
             return torch.full((rows.count,), index, device=device)
         by_place = [self.by_adapter.get(name, -1) for name in rows.names]
         return on_device([by_place[a] if a >= 0 else -1 for a in rows.of_row], device)
+
+
+@dataclass(eq=False)
+class Judged(Call):
+    """Posteriors that the pass within is given: they are balanced over more rows than its own."""
+
+    posterior: Float[Tensor, "b k"] | None = None
 
 
 @dataclass(eq=False)

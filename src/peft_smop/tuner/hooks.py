@@ -22,13 +22,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from peft_smop.errors import PromptIgnoredError
+from peft_smop.errors import ConfigError, PromptIgnoredError
 from peft_smop.rows import RowAdapters, begin, calling, current, end, follow_rows
 from peft_smop.tuner.admission import check_cache, check_input, fill
 from peft_smop.tuner.backbone import Backbone, bind, parameter_names
-from peft_smop.tuner.call import Apart, PromptCall
+from peft_smop.tuner.call import Apart, Judged, PromptCall
 from peft_smop.tuner.doors import Door, GenerateDoor
 from peft_smop.tuner.inputs import continued, layout_of, spliced
+from peft_smop.tuner.judging import posteriors
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.objective import all_terms, joined, share_of_step
 
@@ -88,7 +89,31 @@ class PromptHooks:
             begin(call)
         call.in_model = call.admitted = True
         call.seen, call.rows, call.decisions, call.layout = False, None, (), None
-        call.labels = bind(self._model_names, args, kwargs).get("labels")
+        given = bind(self._model_names, args, kwargs)
+        call.labels = given.get("labels")
+        call.posterior = self._posterior(call, given)
+
+    def _posterior(self, call: PromptCall, given: dict[str, Any]) -> Tensor | None:
+        """Judge the rows of a training pass, where their strategies ask for it.
+
+        Raises:
+            ConfigError: there are no labels to judge by.
+        """
+        layer = self.layer
+        if not layer.training or layer.disable_adapters or call.decides_once or call.draw:
+            return None
+        named = call.adapter_names if call.adapter_names is not None else layer.active_adapters
+        if not any(name in layer and layer[name].strategy.judges for name in named):
+            return None
+        known = current(layer, Judged)
+        if known is not None:
+            return known.posterior
+        if call.labels is None:
+            raise ConfigError(
+                "routing='posterior' learns from the labels, which did not reach the model (label"
+                " smoothing and losses computed outside take them away); pass labels to the model"
+            )
+        return posteriors(layer, [given], [call.adapter_names])[0]
 
     def after_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

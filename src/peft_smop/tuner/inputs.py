@@ -150,7 +150,7 @@ def _decided(
             rows,
             mean_embedding(x, read),
             content_of(adapters, rows, x, ids, read, training=training),
-            asked=Asked(routes, call.draw),
+            asked=Asked(routes, call.draw, call.posterior),
             training=training,
         )
     layer.last = (rows, tuple(decision.detached() for decision in call.decisions))

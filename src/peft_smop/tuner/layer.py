@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from peft_smop.errors import CheckpointError
 from peft_smop.rows import RowAdapters, on_device
 from peft_smop.tuner.losses import Penalties
+from peft_smop.tuner.posterior import ROWS_PER_PROMPT
 from peft_smop.tuner.routing import RoutingStrategy
 from peft_smop.tuner.scope import Scope
 
@@ -68,6 +69,12 @@ class Adapter(nn.Module):
         self.register_buffer("settings", torch.tensor(settings, device=device))
         self.seed: Tensor
         self.register_buffer("seed", torch.tensor(seed, device=device), persistent=False)
+        self.usage: Tensor
+        if strategy.judges:  # how much each prompt was used; part of the checkpoint, as the steps
+            k = prompts.shape[0]
+            self.register_buffer("usage", torch.full((k,), 1 / k, device=device))
+        self._noted: tuple[Tensor, int] | None = None
+        """Uses in the passes of this step, and of how many rows."""
         self.strategy = strategy
         self.scope = scope
         self.penalties = penalties
@@ -124,6 +131,20 @@ class Adapter(nn.Module):
                 )
         self.awaited = False
 
+    def note_usage(self, q: Float[Tensor, "m k"]) -> None:
+        """Remember how some rows of this step use the prompts; it counts from the next step on."""
+        before, rows = self._noted or (torch.zeros_like(self.usage), 0)
+        self._noted = (before + q.sum(dim=0), rows + len(q))
+
+    def end_step(self) -> None:
+        """Count a step of an optimizer."""
+        self.steps.add_(1)
+        if self._noted is not None:
+            used, rows = self._noted
+            weight = min(1.0, rows / (ROWS_PER_PROMPT * len(used)))
+            self.usage.lerp_(used / rows, weight)
+            self._noted = None
+
     def revive(self, dead: list[int], source: int, seed: int) -> None:
         """Start dead prompts again as near copies of a busy one, router columns included.
 
@@ -151,15 +172,17 @@ def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     once, however many passes, parts or processes its gradients came from.
     """
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    counts = {}  # by identity: models that share an adapter's tensors share its count
+    counts: dict[
+        int, Adapter
+    ] = {}  # by identity: models that share an adapter's tensors share its count
     for adapter in list(_ADAPTERS):
         trained = (
             p for p in (adapter.prompts, adapter.router) if p is not None and p.requires_grad
         )
         if id(next(trained, None)) in moved:
-            counts[id(adapter.steps)] = adapter.steps
-    for steps in counts.values():
-        steps.add_(1)
+            counts.setdefault(id(adapter.steps), adapter)
+    for adapter in counts.values():
+        adapter.end_step()
 
 
 register_optimizer_step_post_hook(_count_step)

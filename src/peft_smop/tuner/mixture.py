@@ -31,6 +31,8 @@ class Asked:
     """The prompt that each row is to be given; -1, or None for all: its strategy's own choice."""
     draw: int = 0
     """Which of several draws of randomness for the same rows."""
+    posterior: Float[Tensor, "b k"] | None = None
+    """Every row's, where its strategy judges."""
 
 
 class Decision(NamedTuple):
@@ -47,8 +49,8 @@ class Decision(NamedTuple):
 
     def detached(self) -> Decision:
         """Without the graph."""
-        routing = Routing(*(part.detach() for part in self.routing))
-        return self._replace(routing=routing)
+        indices, weights, logits, _ = self.routing
+        return self._replace(routing=Routing(indices, weights.detach(), logits.detach()))
 
 
 def soft_prompts(
@@ -96,7 +98,7 @@ def soft_prompts(
                 chosen,
                 _at(mean, places),
                 _at(content, places),
-                Asked(_at(asked.routes, places), asked.draw),
+                Asked(_at(asked.routes, places), asked.draw, _at(asked.posterior, places)),
                 training=training,
             )
         )
@@ -147,7 +149,10 @@ def _decide(
         assert content is not None
         seeds, counts = of_row([one.seed for one in own]), of_row([one.steps for one in own])
         keys = row_keys(seeds, counts, content, asked.draw)
-    routing = strategy(logits, RowState(keys, steps, content))
+    posterior = None
+    if strategy.judges and asked.posterior is not None:
+        posterior = asked.posterior[:, : logits.shape[1]]
+    routing = strategy(logits, RowState(keys, steps, content, posterior))
     chosen = (
         routing.indices[:, 0] if strategy.chooses else torch.full_like(routing.indices[:, 0], -1)
     )

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from peft_smop.errors import ConfigError
 from peft_smop.rows import Call, RowTuner, calling, check_new_name, current
 from peft_smop.tuner.backbone import Backbone
-from peft_smop.tuner.call import Apart, PromptCall, Routed
+from peft_smop.tuner.call import Apart, Judged, PromptCall, Routed
 from peft_smop.tuner.config import SMoPConfig
 from peft_smop.tuner.doors import check_generation
 from peft_smop.tuner.hooks import PromptHooks
 from peft_smop.tuner.initialisation import Start, initial_prompts, initial_router
+from peft_smop.tuner.judging import posteriors
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.parameterisation import PARAMETERISATIONS
 from peft_smop.tuner.passes import prompt_losses
@@ -53,6 +54,7 @@ class SMoPModel(RowTuner):
         "router",
         "network",
         "steps",
+        "usage",
         "seed",
         "down",
         "up",
@@ -155,6 +157,22 @@ class SMoPModel(RowTuner):
             ConfigError: there are no labels, or the head gives no distribution over them.
         """
         return prompt_losses(self, batch, adapter_names=adapter_names, chunk=chunk)
+
+    @contextmanager
+    def judged(self, posterior: Tensor | None) -> Iterator[None]:
+        """Give a training pass its rows' posteriors, balanced over more rows than its own.
+
+        Args:
+            posterior: one of `posteriors`.
+        """
+        with calling(Judged(self.smop_layer, posterior=posterior)):
+            yield
+
+    def posteriors(
+        self, batches: Sequence[Any], names: Sequence[Sequence[str] | None]
+    ) -> list[Tensor | None]:
+        """Judge the parts of one step together; see `peft_smop.tuner.judging.posteriors`."""
+        return posteriors(self.smop_layer, batches, names)
 
     @contextmanager
     def terms_apart(self) -> Iterator[Apart]:

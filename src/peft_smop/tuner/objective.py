@@ -44,6 +44,10 @@ def all_terms(
         predicts_next: whether logits belong to the token after.
     """
     terms = routing_terms(adapters, decisions)
+    for name in rows.names if rows is not None else ():
+        routing = routing_of(name, decisions)
+        if routing is not None and routing.loss is not None:
+            terms[name] = terms.get(name, 0) + routing.loss.mean()
     if rows is None or labels is None:
         return terms
     apart = divergence_terms(adapters, rows, labels, output, again, predicts_next=predicts_next)
@@ -96,7 +100,7 @@ def routing_of(name: str, decisions: tuple[Decision, ...]) -> Routing | None:
         if decision.adapter is None:
             return decision.routing
         mine = decision.adapter == decision.names.index(name)
-        return Routing(*(part[mine] for part in decision.routing))
+        return Routing(*(None if part is None else part[mine] for part in decision.routing))
     return None
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError
@@ -16,7 +16,17 @@ from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.scope import IGNORED_LABEL
 
 if TYPE_CHECKING:
+    from peft_smop.tuner.layer import SMoPLayer
     from peft_smop.tuner.model import SMoPModel
+
+
+class RowLosses(NamedTuple):
+    """What passes over some rows found."""
+
+    losses: Float[Tensor, "r"]
+    """-log p(labels) of every row, summed over its labels."""
+    logits: Float[Tensor, "r k"] | None
+    """What its router said of it; None where rows follow adapters of several shapes."""
 
 
 def prompt_losses(
@@ -47,22 +57,54 @@ def prompt_losses(
     counts = [0 if name == BASE else layer[name].prompts.shape[0] for name in names]
     pairs = [(row, j) for row, count in enumerate(counts) for j in range(count)]
     losses = torch.full((len(labels), max(counts)), float("nan"), device=labels.device)
-    with _evaluating(tuner.model), torch.no_grad():
-        for i in range(0, len(pairs), chunk):
-            rows = on_device([row for row, _ in pairs[i : i + chunk]], labels.device)
-            routes = on_device([j for _, j in pairs[i : i + chunk]], labels.device)
-            own = None if adapter_names is None else [names[row] for row, _ in pairs[i : i + chunk]]
+    rows = on_device([row for row, _ in pairs], labels.device)
+    routes = on_device([j for _, j in pairs], labels.device)
+    own = None if adapter_names is None else [names[row] for row, _ in pairs]
+    found = losses_of_rows(layer, batch, rows, routes, adapter_names=own, chunk=chunk)
+    losses[rows, routes] = found.losses.to(losses.dtype)
+    return losses
+
+
+def losses_of_rows(
+    layer: SMoPLayer,
+    batch: Mapping[str, Any],
+    rows: Int[Tensor, "r"],
+    routes: Int[Tensor, "r"],
+    *,
+    adapter_names: Sequence[str] | None,
+    chunk: int,
+) -> RowLosses:
+    """The losses of some of a batch's rows, each under the prompt that is asked for.
+
+    Without gradient and in evaluation mode, so that rows differ by their prompts alone.
+
+    Args:
+        layer: the adapters.
+        batch: as the model takes it, with labels.
+        rows: places in the batch, repeated as wanted.
+        routes: a prompt for each.
+        adapter_names: an adapter for each; None: the active one.
+        chunk: most rows in one pass.
+    """
+    model, count = layer.hooks.model, len(batch["labels"])
+    losses, logits = [], []
+    with _evaluating(model), torch.no_grad():
+        for i in range(0, len(rows), chunk):
+            own, asked = rows[i : i + chunk], routes[i : i + chunk]
+            names = None if adapter_names is None else adapter_names[i : i + chunk]
             part = {
-                name: value[rows] if _has_rows(value, len(labels)) else value
+                name: value[own] if _has_rows(value, count) else value
                 for name, value in batch.items()
             }
-            with calling(PromptCall(layer, own, routes=routes)):
-                output = tuner.model(**part)
-            found = row_losses(
-                output, part["labels"], predicts_next=layer.hooks.backbone.predicts_next
-            )
-            losses[rows, routes] = found.to(losses.dtype)
-    return losses
+            part.pop("num_items_in_batch", None)
+            with calling(PromptCall(layer, names, routes=asked)) as call:
+                output = model(**part)
+            predicts_next = layer.hooks.backbone.predicts_next
+            losses.append(row_losses(output, part["labels"], predicts_next=predicts_next))
+            if len(call.decisions) == 1 and call.decisions[0].rows is None:
+                logits.append(call.decisions[0].routing.logits)
+    whole = torch.cat(logits) if len(logits) == len(losses) else None
+    return RowLosses(torch.cat(losses), whole)
 
 
 def row_losses(output: Any, labels: Tensor, *, predicts_next: bool) -> Float[Tensor, "b"]:
@@ -85,6 +127,14 @@ def row_losses(output: Any, labels: Tensor, *, predicts_next: bool) -> Float[Ten
         reduction="none",
     )
     return each.view(len(labels), -1).sum(dim=1)
+
+
+def label_counts(labels: Tensor, *, predicts_next: bool) -> Float[Tensor, "b"]:
+    """How many labels of each row count."""
+    if labels.dim() == 1:
+        return torch.ones(len(labels), device=labels.device)
+    counted = labels[:, 1:] if predicts_next else labels
+    return (counted != IGNORED_LABEL).sum(dim=1).float().clamp(min=1)
 
 
 def _has_rows(value: Any, count: int) -> bool:

@@ -24,6 +24,8 @@ class Routing(NamedTuple):
     indices: Int[Tensor, "b t"]
     weights: Float[Tensor, "b t"]
     logits: Float[Tensor, "b k"]
+    loss: Float[Tensor, "b"] | None = None
+    """What the strategy asks of the router itself in training, row by row; None: nothing."""
 
 
 class RowState(NamedTuple):
@@ -35,6 +37,9 @@ class RowState(NamedTuple):
     """How many steps the row's adapter was trained for, for strategies that are annealed."""
     content: Int[Tensor, "b"] | None = None
     """A hash of the row's tokens, for strategies that read it."""
+    posterior: Float[Tensor, "b k"] | None = None
+    """In training, which prompts would have done how well on each row, for strategies that judge;
+    NaN for rows that were not judged."""
 
 
 def option(default: Any, help: str) -> Any:
@@ -57,6 +62,11 @@ class RoutingStrategy(ABC):
     def is_random(self) -> bool:
         """Whether it draws in training."""
         return True
+
+    @property
+    def judges(self) -> bool:
+        """Whether rows are put under every prompt before they are trained on."""
+        return False
 
     @property
     def is_annealed(self) -> bool:

@@ -16,10 +16,19 @@ from torch import Tensor
 
 from peft_smop.errors import ConfigError, unknown
 from peft_smop.tuner.noise import choice, gumbel, normal, uniform
+from peft_smop.tuner.posterior import Posterior
 from peft_smop.tuner.routing import Routing, RoutingStrategy, RowState, option
 
 RoutingName = Literal[
-    "linear", "gumbel", "stochastic", "single", "uniform", "hashed", "fixed", "released"
+    "linear",
+    "posterior",
+    "gumbel",
+    "stochastic",
+    "single",
+    "uniform",
+    "hashed",
+    "fixed",
+    "released",
 ]
 """What `SMoPConfig(routing=...)` takes."""
 
@@ -268,6 +277,7 @@ class Released(RoutingStrategy):
 
 STRATEGIES: dict[RoutingName, type[RoutingStrategy]] = {
     "linear": Linear,
+    "posterior": Posterior,
     "gumbel": Gumbel,
     "stochastic": Stochastic,
     "single": Single,

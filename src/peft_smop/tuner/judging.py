@@ -1,0 +1,125 @@
+"""Rows under every prompt of their adapter, before they are trained on: what posteriors are of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from peft_smop.tuner.layer import Adapter, SMoPLayer
+from peft_smop.tuner.noise import embedding_fingerprints, fingerprints, row_keys
+from peft_smop.tuner.passes import label_counts, losses_of_rows
+from peft_smop.tuner.posterior import Posterior
+
+_JUDGED_DRAW = 2**20
+"""The draw by which rows are chosen to be judged, unlike any that routes them."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What was found of one adapter's rows of one batch."""
+
+    rows: Int[Tensor, "m"]
+    losses: Float[Tensor, "m k"]
+    tokens: Float[Tensor, "m"]
+    logits: Float[Tensor, "m k"]
+
+
+def posteriors(
+    layer: SMoPLayer, batches: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str] | None]
+) -> list[Float[Tensor, "b k"] | None]:
+    """Every row's posterior, balanced over all the batches' rows of its adapter.
+
+    Args:
+        layer: the adapters.
+        batches: the parts of one step, each as the model takes it, with labels.
+        names: an adapter for every row of each; None: all follow the active one.
+
+    Returns:
+        For every batch: NaN for rows that were not judged; None where none of it was.
+    """
+    found: dict[str, list[tuple[int, _Judged]]] = {}
+    for place, (batch, own) in enumerate(zip(batches, names, strict=True)):
+        for name, rows in _rows_by_adapter(layer, batch, own).items():
+            if layer[name].strategy.judges:
+                found.setdefault(name, []).append((place, _judge(layer, name, batch, rows, own)))
+    made: list[Tensor | None] = [None] * len(batches)
+    for name, parts in found.items():
+        adapter = layer[name]
+        strategy = adapter.strategy
+        assert isinstance(strategy, Posterior)
+        judged = [one for _, one in parts]
+        with torch.no_grad():
+            q = strategy.posterior(
+                torch.cat([one.losses for one in judged]),
+                torch.cat([one.tokens for one in judged]),
+                torch.cat([one.logits for one in judged]),
+                adapter.usage,
+            )
+            adapter.note_usage(q)
+        k = q.shape[1]
+        for (place, one), own_q in zip(parts, q.split([len(o.rows) for o in judged]), strict=True):
+            before = made[place]
+            width = k if before is None else max(k, before.shape[1])
+            table = q.new_full((len(batches[place]["labels"]), width), math.nan)
+            if before is not None:
+                table[:, : before.shape[1]] = before
+            table[one.rows, :k] = own_q
+            made[place] = table
+    return made
+
+
+def _rows_by_adapter(
+    layer: SMoPLayer, batch: Mapping[str, Any], names: Sequence[str] | None
+) -> dict[str, Int[Tensor, "r"]]:
+    labels = batch["labels"]
+    if names is None:
+        return {layer.active_adapters[0]: torch.arange(len(labels), device=labels.device)}
+    rows: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        if name in layer:
+            rows.setdefault(name, []).append(i)
+    return {name: torch.tensor(own, device=labels.device) for name, own in rows.items()}
+
+
+def _judge(
+    layer: SMoPLayer,
+    name: str,
+    batch: Mapping[str, Any],
+    rows: Int[Tensor, "r"],
+    names: Sequence[str] | None,
+) -> _Judged:
+    """Put a share of one adapter's rows under all of its prompts."""
+    adapter = layer[name]
+    strategy = adapter.strategy
+    assert isinstance(strategy, Posterior)
+    if strategy.judged < 1:
+        count = math.ceil(strategy.judged * len(rows))
+        # by what they say and the step, wherever they stand
+        rows = rows[_keys(adapter, batch)[rows].argsort()[:count]]
+    k, predicts_next = adapter.prompts.shape[0], layer.hooks.backbone.predicts_next
+    routes = torch.arange(k, device=rows.device).repeat(len(rows))
+    found = losses_of_rows(
+        layer,
+        batch,
+        rows.repeat_interleave(k),
+        routes,
+        adapter_names=None if names is None else [name] * len(routes),
+        chunk=max(len(batch["labels"]), k),
+    )
+    assert found.logits is not None
+    tokens = label_counts(batch["labels"], predicts_next=predicts_next)[rows]
+    losses, logits = found.losses.view(len(rows), k), found.logits[::k]
+    return _Judged(rows, losses, tokens, logits)
+
+
+def _keys(adapter: Adapter, batch: Mapping[str, Any]) -> Int[Tensor, "b"]:
+    ids, x, mask = (batch.get(key) for key in ("input_ids", "inputs_embeds", "attention_mask"))
+    attended = None if mask is None else mask != 0
+    said = embedding_fingerprints(x, attended) if ids is None else fingerprints(ids, attended)
+    return row_keys(adapter.seed, adapter.steps, said, _JUDGED_DRAW)

@@ -1,0 +1,103 @@
+"""A router that is told which prompt would have done better: routing trained on its posterior.
+
+The published rule lets a router feel its choice only through the scale of the prompt that it chose
+anyway; it never hears of the others. Here every judged row is put under all prompts, without
+gradient, and the router learns what came out (`judging.py` makes those passes).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from peft_smop.errors import ConfigError
+from peft_smop.tuner.noise import uniform
+from peft_smop.tuner.routing import Routing, RoutingStrategy, RowState, option
+
+BALANCE_STEPS = 10
+"""Rounds in which the posterior is moved toward equal use of the prompts."""
+ROWS_PER_PROMPT = 4
+"""Judged rows for each prompt from which on a step's rows alone say how much each is used; with
+fewer, the steps before it count as well."""
+
+
+@dataclass(frozen=True)
+class Posterior(RoutingStrategy):
+    """Maximises Σ log Σ_j p_j(x) p(y | [P_j; x]), p = softmax(W x): a mixture's likelihood.
+
+    In training, for every judged row: q_j ∝ p_j exp(-L_j), where L_j = -log p(y | [P_j; x]) without
+    gradient, of at most `evidence` tokens: L_j · min(1, evidence / n) for an answer of n; q is moved
+    toward equal use of the prompts: `BALANCE_STEPS` times log q_j is lowered by `balance` times
+    log(k · mean q_j). The row is given P_c, c ~ q, and the router the loss -Σ_j q_j log p_j. Rows
+    that are not judged are given P_c, c = argmax p. In evaluation all are: one pass, unscaled.
+
+    The expectation step and one drawn term of the maximisation step of Jacobs et al. (1991); for
+    soft prompts Qin and Eisner (2021).
+    """
+
+    judged: float = option(1.0, "share of a step's rows that are put under every prompt")
+    balance: float = option(0.5, "how far a posterior is moved toward equal use of the prompts")
+    evidence: float = option(4.0, "tokens of an answer that a posterior believes at most")
+
+    default_num_prompts: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.judged <= 1:
+            raise ConfigError(f"judged={self.judged!r} must be above 0 and at most 1")
+        if not 0 <= self.balance <= 1:
+            raise ConfigError(f"balance={self.balance!r} must be from 0 to 1")
+        if not self.evidence > 0:
+            raise ConfigError(f"evidence={self.evidence!r} must be above 0")
+
+    @property
+    def judges(self) -> bool:
+        """Always: rows are put under every prompt before they are trained on."""
+        return True
+
+    def posterior(
+        self,
+        losses: Float[Tensor, "m k"],
+        tokens: Float[Tensor, "m"],
+        logits: Float[Tensor, "m k"],
+        usage: Float[Tensor, "k"],
+    ) -> Float[Tensor, "m k"]:
+        """Q of rows of one adapter.
+
+        Args:
+            losses: -log p(y | [P_j; x]) of every row under every prompt, summed over its tokens.
+            tokens: how many those are.
+            logits: W x.
+            usage: how much the steps before used each prompt.
+        """
+        tempered = losses * (self.evidence / tokens).clamp(max=1)[:, None]
+        q = logits.log_softmax(dim=-1) - tempered
+        k = losses.shape[1]
+        own = min(1.0, len(losses) / (ROWS_PER_PROMPT * k))
+        for _ in range(BALANCE_STEPS):
+            q = q.log_softmax(dim=-1)
+            used = own * q.exp().mean(dim=0) + (1 - own) * usage
+            q = q - self.balance * (used.clamp(min=1e-9).log() + math.log(k))
+        return q.softmax(dim=-1)
+
+    def __call__(self, logits: Float[Tensor, "b k"], state: RowState) -> Routing:
+        """Decide for every row by itself; its posterior, where it was judged, is in the state."""
+        choice = logits.argmax(dim=-1)
+        ones = logits.new_ones(len(logits), 1)
+        if state.posterior is None or state.keys is None:
+            return Routing(choice[:, None], ones, logits)
+        is_judged = ~state.posterior.isnan().any(dim=-1)
+        q = torch.where(is_judged[:, None], state.posterior, 0.0)
+        drawn = _drawn(q, uniform(state.keys, 1))
+        indices = torch.where(is_judged, drawn, choice)
+        loss = -(q * logits.log_softmax(dim=-1)).sum(dim=-1)
+        return Routing(indices[:, None], ones, logits, loss / self.judged)
+
+
+def _drawn(q: Float[Tensor, "b k"], u: Float[Tensor, "b 1"]) -> Int[Tensor, "b"]:
+    """A prompt for every row, j with probability q_j."""
+    return (u > q.cumsum(dim=-1)).sum(dim=-1).clamp(max=q.shape[1] - 1)
