@@ -43,7 +43,7 @@ REFUSED = {
     "no router": "has no router; expected prompts, router",
     "no prompts": "has no prompts",
     "no steps": "has no steps",
-    "nothing": "has no prompts, router, steps; expected prompts, router, settings",
+    "nothing": "has no prompts, router, settings, steps; expected prompts",
     "int8 prompts": r"has prompts of torch.int8 .*; expected torch.float32",
     "int8 router": r"has router of torch.int8",
     "steps as numbers with a point": r"has steps of torch.float32 .*expected torch.int64",

@@ -97,7 +97,9 @@ def test_linear_in_training_perturbs_before_it_chooses():
 
 def test_linear_without_perturbation_is_in_training_what_it_is_in_evaluation():
     strategy = Linear(perturbation=False)
-    for mine, other in zip(strategy(logits(), RowState(KEYS)), strategy(logits(), RowState())):  # noqa: B905
+    for mine, other in zip(
+        strategy(logits(), RowState(KEYS))[:3], strategy(logits(), RowState())[:3]
+    ):
         assert torch.equal(mine, other)
 
 

@@ -58,7 +58,7 @@ def weights(what, w, content, k):
         return one[0]
     if what == "hashed":
         return one[choice(content, k)[0]]
-    if what in ("gumbel", "annealed gumbel"):
+    if what in ("gumbel", "annealed gumbel", "posterior"):
         return one[w.argmax()]
     if what == "fixed":
         return one[0] * p.max()

@@ -4,6 +4,7 @@ from peft_smop.rows.adapters import (
     BASE,
     RowAdapters,
     by_adapter,
+    check_adapter_names,
     check_new_name,
     on_device,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "begin",
     "by_adapter",
     "calling",
+    "check_adapter_names",
     "check_new_name",
     "current",
     "end",

@@ -136,7 +136,7 @@ def check_new_name(name: Any, parts: Iterable[str] = ()) -> None:
         raise ConfigError(
             f"adapter_name={name!r} has a dot, which separates parts of names; leave it out"
         )
-    if name in set(parts) or hasattr(nn.ModuleDict, name):
+    if name in set(parts) or hasattr(nn.ModuleDict(), name):
         raise ConfigError(
             f"adapter_name={name!r} is the name of a part of adapters; choose another"
         )

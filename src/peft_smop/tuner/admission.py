@@ -18,6 +18,34 @@ _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "cu_seqlens")
 """Arguments by which rows of several sequences are told apart."""
 
 
+def check_unfilled(holder: Any) -> None:
+    """Refuse a cache, or encoder's states, that rows without an adapter cannot go on from.
+
+    Raises:
+        PromptIgnoredError: it begins with soft prompts.
+    """
+    filled = getattr(holder, _FILLED, None)
+    if filled is not None:
+        raise PromptIgnoredError(
+            f"what is gone on from was computed with soft prompts ({', '.join(filled.rows.names)}),"
+            " and these rows have none; start anew"
+        )
+
+
+def check_states(states: Any, rows: RowAdapters) -> None:
+    """Refuse an encoder's output that other adapters' prompts are in.
+
+    Raises:
+        PromptIgnoredError: with whose they are.
+    """
+    filled = getattr(states, _FILLED, None)
+    if filled is not None and not rows.continues(filled.rows):
+        raise PromptIgnoredError(
+            f"encoder_outputs were computed for rows of {', '.join(filled.rows.names)}, and these"
+            f" rows follow {', '.join(rows.names)}, or others of them; compute them anew"
+        )
+
+
 class Filled(NamedTuple):
     """With which rows' prompts a cache was filled."""
 
@@ -122,7 +150,7 @@ def check_cache(
         )
 
 
-def check_generation(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+def check_generation(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Refuse kinds of generation that have no room for a prompt.
 
     Raises:
@@ -133,11 +161,20 @@ def check_generation(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
             "assisted generation crops its cache by token count and would cut into the soft prompt;"
             " generate without assistant_model"
         )
-    settings = (kwargs, kwargs.get("generation_config"), getattr(model, "generation_config", None))
+    for processor in kwargs.get("logits_processor") or ():
+        if "ClassifierFreeGuidance" in type(processor).__name__:
+            raise ConfigError(
+                f"{type(processor).__name__} computes a second text within one generation, which"
+                " would be given the first one's prompt; leave it out"
+            )
+    configs = [arg for arg in args if hasattr(arg, "max_new_tokens")]
+    configs += [kwargs.get("generation_config"), getattr(model, "generation_config", None)]
+    settings = (kwargs, *configs)
     splits = "splits the input, but the soft prompt belongs before all of it"
     for key, reason in {
         "prompt_lookup_num_tokens": splits,
         "prefill_chunk_size": splits,
+        "assistant_early_exit": splits,
         "guidance_scale": "computes a second text within one generation, which would be given the"
         " first one's prompt",
     }.items():

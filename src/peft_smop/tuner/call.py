@@ -48,6 +48,16 @@ class PromptCall(Call):
     seen: bool = False
     """Whether the backbone, or a decoder behind its states, was called."""
 
+    @property
+    def says_something(self) -> bool:
+        """Whether a pass within has to know of it."""
+        return (
+            self.adapter_names is not None
+            or self.routes is not None
+            or self.draw > 0
+            or self.decides_once
+        )
+
     def check_seen(self, module: object) -> None:
         """Refuse a pass that is over without the prompt.
 
@@ -61,45 +71,67 @@ class PromptCall(Call):
             )
 
 
+class _Context(Call):
+    """What surrounds passes."""
+
+    @property
+    def says_something(self) -> bool:
+        """Always: that is what it is for."""
+        return True
+
+
 @dataclass(eq=False)
-class Routed(Call):
+class Routed(_Context):
     """Routes that the passes within are asked for."""
 
     indices: Int[Tensor, "b"] | None = None
     """One for each row; -1: the row's own choice."""
     by_adapter: Mapping[str, int] = field(default_factory=dict)
-    """One for all rows of an adapter."""
+    """One for all rows of an adapter, whatever `indices` say."""
 
-    def routes(self, rows: RowAdapters, device: torch.device) -> Int[Tensor, "b"]:
+    def routes(
+        self, rows: RowAdapters, counts: Mapping[str, int], device: torch.device, *, repeated: bool
+    ) -> Int[Tensor, "b"]:
         """The routes asked for, row by row.
 
+        Args:
+            rows: which adapter each row follows.
+            counts: how many prompts each adapter has.
+            device: where they are wanted.
+            repeated: whether rows may stand there several times, next to each other.
+
         Raises:
-            ConfigError: there is not one for each row.
+            ConfigError: there is not one for each row, or a row's adapter has no such prompt.
         """
+        routes = [-1] * rows.count
         if self.indices is not None:
             given = len(self.indices)
-            if given == 0 or rows.count % given:
+            if given == 0 or rows.count % given or (given != rows.count and not repeated):
                 raise ConfigError(
                     f"routed() was given {given} routes for a batch of {rows.count} rows; give one"
                     " for each row"
                 )
-            return self.indices.to(device).repeat_interleave(rows.count // given)
-        if rows.of_row is None:
-            index = self.by_adapter.get(rows.names[0], -1)
-            return torch.full((rows.count,), index, device=device)
-        by_place = [self.by_adapter.get(name, -1) for name in rows.names]
-        return on_device([by_place[a] if a >= 0 else -1 for a in rows.of_row], device)
+            routes = self.indices.repeat_interleave(rows.count // given).tolist()
+        names = rows.name_of_each()
+        routes = [self.by_adapter.get(n, j) for n, j in zip(names, routes, strict=True)]
+        for name, route in zip(names, routes, strict=True):
+            if route >= counts.get(name, route + 1):
+                raise ConfigError(
+                    f"prompt {route} was asked for, but adapter {name!r} has {counts[name]};"
+                    f" choose 0 to {counts[name] - 1}, or -1 for a row's own choice"
+                )
+        return on_device(routes, device)
 
 
 @dataclass(eq=False)
-class Judged(Call):
+class Judged(_Context):
     """Posteriors that the pass within is given: they are balanced over more rows than its own."""
 
     posterior: Float[Tensor, "b k"] | None = None
 
 
 @dataclass(eq=False)
-class Apart(Call):
+class Apart(_Context):
     """A caller who adds the routing's own losses up by itself."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from peft_smop.rows import calling, current
+from peft_smop.rows import Call, calling, current
 from peft_smop.tuner.admission import check_generation
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.layer import SMoPLayer
@@ -30,6 +30,7 @@ class Door:
     def __init__(self, module: nn.Module, owner: SMoPLayer) -> None:
         self.module = module
         self.owner = owner
+        self.is_removed = False
         self.own = module.__dict__.get(self.name)
         """What stood in the instance's place before, such as another library's wrapper."""
         module.__dict__[self.name] = self
@@ -48,13 +49,25 @@ class Door:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute, if the hooks have run; else go through them."""
         call = current(self.owner, PromptCall)
+        if self.is_removed or current(self, Call) is not None:  # somebody has kept it
+            return self.behind(*args, **kwargs)
         if call is None or not call.admitted:
-            return self.module(*args, **kwargs)
+            with calling(Call(self)):  # hooks that nobody hears of must not lead here for ever
+                return self.module(*args, **kwargs)
         call.admitted = False
         return self.behind(*args, **kwargs)
 
+    @property
+    def __code__(self) -> Any:
+        return self.behind.__code__
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
     def remove(self) -> None:
         """Give the module its own method back."""
+        self.is_removed = True
         if self.module.__dict__.get(self.name) is self:
             del self.module.__dict__[self.name]
             if self.own is not None:
@@ -68,10 +81,12 @@ class GenerateDoor(Door):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate within one call."""
+        if self.is_removed:
+            return self.behind(*args, **kwargs)
         if not self.owner.disable_adapters:
-            check_generation(self.module, kwargs)
-        call = current(self.owner, PromptCall)
-        names = None if call is None or call.in_model else call.adapter_names
+            check_generation(self.module, args, kwargs)
+        around = current(self.owner, PromptCall)
+        names = None if around is None or around.in_model else around.adapter_names
         with calling(PromptCall(self.owner, names, decides_once=True)) as call:
             output = self.behind(*args, **kwargs)
             call.check_seen(self.module)

@@ -24,7 +24,13 @@ from torch.utils.hooks import RemovableHandle
 
 from peft_smop.errors import ConfigError, PromptIgnoredError
 from peft_smop.rows import RowAdapters, begin, calling, current, end, follow_rows
-from peft_smop.tuner.admission import check_cache, check_input, fill
+from peft_smop.tuner.admission import (
+    check_cache,
+    check_input,
+    check_states,
+    check_unfilled,
+    fill,
+)
 from peft_smop.tuner.backbone import Backbone, bind, parameter_names
 from peft_smop.tuner.call import Apart, Judged, PromptCall
 from peft_smop.tuner.doors import Door, GenerateDoor
@@ -91,6 +97,13 @@ class PromptHooks:
         call.seen, call.rows, call.decisions, call.layout = False, None, (), None
         given = bind(self._model_names, args, kwargs)
         call.labels = given.get("labels")
+        states = given.get("encoder_outputs")
+        if states is not None:
+            rows = self._row_adapters(call, len(states[0]))
+            if rows is None or not rows.names:
+                check_unfilled(states)
+            else:
+                check_states(states, rows)
         call.posterior = self._posterior(call, given)
 
     def _posterior(self, call: PromptCall, given: dict[str, Any]) -> Tensor | None:
@@ -133,6 +146,8 @@ class PromptHooks:
         call.check_seen(module)
         labels = bind(self._model_names, args, kwargs).get("labels")
         caller = current(self.layer, Apart)
+        if caller is not None:
+            caller.terms = {}
         if not self.layer.training or call.draw > 0 or (labels is None and caller is None):
             return output
         terms = all_terms(
@@ -180,10 +195,12 @@ class PromptHooks:
         if tokens is None:
             return None
         rows = self._row_adapters(call, tokens.shape[0])
-        call.seen = True
-        if rows is None or not rows.names:
-            return None
         cache = given.get("past_key_values", given.get("cache"))
+        call.seen, call.rows = True, rows
+        if rows is None or not rows.names:
+            check_unfilled(cache)
+            self.layer.last = None if rows is None else (rows, ())
+            return None
         past = cache.get_seq_length() if cache is not None else 0
         width = self.layer.width(rows)
         check_input(given, self.backbone, past=past, tokens=tokens.shape[1], width=width)
@@ -215,7 +232,11 @@ class PromptHooks:
         layout, call.layout, call.states = call.layout, None, None
         if call.opened_by == "backbone":
             end(call)
-        if output is None or layout is None or not self._drops:
+        if output is None or layout is None:
+            return output
+        if not self._drops:
+            if hasattr(output, "get") and call.rows is not None:
+                fill(output, call.rows, layout.width)
             return output
         if not hasattr(output, "get"):
             return (layout.drop(output[0]), *output[1:])

@@ -65,6 +65,14 @@ class Start:
         """Whether there are shapes but no values."""
         return self.device.type == "meta"
 
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the backbone's embeddings; 1 where there are no values."""
+        if self.is_meta:
+            return 1.0
+        ids = torch.arange(min(self.embedding.weight.shape[0], COMMON_TOKENS))
+        return max(float(self.embed(ids).std()), 1e-6)
+
     def embed(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape e"]:
         """The backbone's own embeddings, with the scale that some backbones apply."""
         with torch.no_grad():

@@ -135,7 +135,8 @@ def _decided(
     routes = call.routes
     asked = current(layer, Routed)
     if routes is None and asked is not None:
-        routes = asked.routes(rows, x.device)
+        counts = {name: adapter.prompts.shape[0] for name, adapter in adapters.items()}
+        routes = asked.routes(rows, counts, x.device, repeated=call.decides_once)
     with torch.autocast(x.device.type, enabled=False):
         read = readable(
             [adapters[name] for name in rows.names],

@@ -122,4 +122,4 @@ def _keys(adapter: Adapter, batch: Mapping[str, Any]) -> Int[Tensor, "b"]:
     ids, x, mask = (batch.get(key) for key in ("input_ids", "inputs_embeds", "attention_mask"))
     attended = None if mask is None else mask != 0
     said = embedding_fingerprints(x, attended) if ids is None else fingerprints(ids, attended)
-    return row_keys(adapter.seed, adapter.steps, said, _JUDGED_DRAW)
+    return row_keys(adapter.seed[None], adapter.steps[None], said, _JUDGED_DRAW)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakSet
@@ -10,7 +11,11 @@ import torch
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from peft_smop.errors import CheckpointError
 from peft_smop.rows import RowAdapters, on_device
@@ -41,6 +46,7 @@ class Adapter(nn.Module):
         network: the prompts' parameterisation; None: they are stored themselves.
         penalties: losses on the routing.
         awaited: whether the values are still to be loaded.
+        gain: multiplies the router's output, for strategies that judge.
         settings: a hash of the options by which the tensors are used, saved with them.
     """
 
@@ -55,6 +61,7 @@ class Adapter(nn.Module):
         network: nn.Module | None = None,
         penalties: Penalties = Penalties(),  # noqa: B008
         awaited: bool = False,
+        gain: float = 1.0,
         settings: int = 0,
     ) -> None:
         super().__init__()
@@ -73,6 +80,9 @@ class Adapter(nn.Module):
         if strategy.judges:  # how much each prompt was used; part of the checkpoint, as the steps
             k = prompts.shape[0]
             self.register_buffer("usage", torch.full((k,), 1 / k, device=device))
+            # what the router's output is multiplied by
+            self.gain: Tensor
+            self.register_buffer("gain", torch.tensor(gain, device=device))
         self._noted: tuple[Tensor, int] | None = None
         """Uses in the passes of this step, and of how many rows."""
         self.strategy = strategy
@@ -106,7 +116,8 @@ class Adapter(nn.Module):
     def router_matrix(self) -> Float[Tensor, "e k"]:
         """W of equation 3, transposed, in fp32."""
         assert self.router is not None
-        return self.router.float()
+        router = self.router.float()
+        return router * self.gain if self.strategy.judges else router
 
     @property
     def rows_are_independent(self) -> bool:
@@ -120,13 +131,14 @@ class Adapter(nn.Module):
             CheckpointError: the adapter was made from a saved configuration, or without values,
                 and something is missing.
         """
-        if not self.awaited or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not (self.awaited or self.prompts.is_meta):
             return  # what was not loaded is NaN, and shows
         for part, tensor in self.named_parameters():
             if tensor.is_meta or not torch.isfinite(tensor).all():
                 raise CheckpointError(
                     f"the {part} of adapter {name!r} were never loaded, though its configuration"
-                    " comes from a saved adapter; load it with PeftModel.from_pretrained or"
+                    " comes from a saved adapter (or they are offloaded: do that before adapting);"
+                    " load it with PeftModel.from_pretrained or"
                     " load_adapter, or start anew with is_initialised=False"
                 )
         self.awaited = False
@@ -165,26 +177,43 @@ class Adapter(nn.Module):
                     tensor[j] = original + REVIVAL_SPREAD * original.std() * noise
 
 
+class _Stepping(threading.local):
+    """The optimizers whose steps are being taken, one within the other."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+
+
+_STEPPING = _Stepping()
+
+
+def _enter_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if id(optimizer) in _STEPPING.ids:  # its last step failed
+        _STEPPING.ids.clear()
+    _STEPPING.ids.append(id(optimizer))
+
+
 def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Count a step of every adapter whose prompts, or else router, an optimizer has just moved.
+    """Count a step of every adapter that an optimizer has just moved.
 
     PyTorch calls this after every step of every optimizer, whoever wrote the loop: a step counts
-    once, however many passes, parts or processes its gradients came from.
+    once, however many passes, parts or processes its gradients came from. Where several optimizers
+    move parts of one adapter, the one with its first trained part counts.
     """
-    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    counts: dict[
-        int, Adapter
-    ] = {}  # by identity: models that share an adapter's tensors share its count
+    _STEPPING.ids.remove(id(optimizer))
+    if _STEPPING.ids:
+        return
+    moved = {id(p) for g in optimizer.param_groups for p in g["params"] if p.grad is not None}
+    counts: dict[int, Adapter] = {}  # by identity: models that share an adapter's tensors share it
     for adapter in list(_ADAPTERS):
-        trained = (
-            p for p in (adapter.prompts, adapter.router) if p is not None and p.requires_grad
-        )
-        if id(next(trained, None)) in moved:
+        first = next((p for p in adapter.parameters() if p.requires_grad), None)
+        if id(first) in moved:
             counts.setdefault(id(adapter.steps), adapter)
     for adapter in counts.values():
         adapter.end_step()
 
 
+register_optimizer_step_pre_hook(_enter_step)
 register_optimizer_step_post_hook(_count_step)
 
 

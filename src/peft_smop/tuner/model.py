@@ -25,6 +25,7 @@ from peft_smop.tuner.judging import posteriors
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.parameterisation import PARAMETERISATIONS
 from peft_smop.tuner.passes import prompt_losses
+from peft_smop.tuner.posterior import ROUTER_GAIN
 from peft_smop.tuner.routes import Routes
 from peft_smop.tuner.saved import loaded_keys, saved_key, settings_of
 from peft_smop.tuner.verification import check_verified
@@ -55,6 +56,7 @@ class SMoPModel(RowTuner):
         "network",
         "steps",
         "usage",
+        "gain",
         "seed",
         "down",
         "up",
@@ -83,7 +85,7 @@ class SMoPModel(RowTuner):
         return None if self.smop_layer.last is None else Routes.of(*self.smop_layer.last)
 
     @contextmanager
-    def routed(self, indices: Tensor | Sequence[int]) -> Iterator[None]:
+    def routed(self, indices: Any) -> Iterator[None]:
         """Ask for a prompt for every row, at the weight of the row's own choice.
 
         Args:
@@ -93,16 +95,14 @@ class SMoPModel(RowTuner):
         Raises:
             ConfigError: there is no such prompt, or there is not one for each row.
         """
-        routes = torch.as_tensor(indices)
+        try:
+            routes = torch.as_tensor(indices).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            routes = torch.empty(0, 0)
         if routes.dim() != 1 or routes.dtype.is_floating_point or routes.dtype == torch.bool:
             raise ConfigError(f"routed({indices!r}) must be given one whole number for each row")
-        most = max(adapter.prompts.shape[0] for adapter in self.smop_layer.adapters().values())
-        for index in routes.tolist():
-            if not -1 <= index < most:
-                raise ConfigError(
-                    f"routed() asks for prompt {index}; choose 0 to {most - 1}, or -1 for a row's"
-                    " own choice"
-                )
+        if len(routes) and int(routes.min()) < -1:
+            raise ConfigError(f"routed() asks for prompt {int(routes.min())}; choose 0 or more")
         with calling(Routed(self.smop_layer, indices=routes)):
             yield
 
@@ -134,7 +134,9 @@ class SMoPModel(RowTuner):
             )
         outer = current(self.smop_layer, Routed)
         others = {} if outer is None else outer.by_adapter
-        with calling(Routed(self.smop_layer, by_adapter={**others, name: index})):
+        indices = None if outer is None else outer.indices
+        forced = {**others, name: index}
+        with calling(Routed(self.smop_layer, indices=indices, by_adapter=forced)):
             yield
 
     def prompt_losses(
@@ -244,13 +246,19 @@ class SMoPModel(RowTuner):
             setattr(model, CHILD, layer)
         adapter.train(model.training)
         layer.smop_adapters[adapter_name] = adapter
-        super().inject_adapter(
-            model,
-            adapter_name,
-            autocast_adapter_dtype,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            **kwargs,
-        )
+        try:
+            super().inject_adapter(
+                model,
+                adapter_name,
+                autocast_adapter_dtype,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                **kwargs,
+            )
+        except Exception:
+            del layer.smop_adapters[adapter_name]
+            if not layer.smop_adapters:
+                self._remove_from(model)
+            raise
         layer.hooks.register_heads()
 
     def _new_call(self, adapter_names: Sequence[str] | None, repeats: bool) -> Call:
@@ -264,7 +272,7 @@ class SMoPModel(RowTuner):
             ConfigError: an adapter is unknown, or this kind of generation has no room for a prompt.
         """
         if not self.smop_layer.disable_adapters:
-            check_generation(self.model, kwargs)
+            check_generation(self.model, args, kwargs)
         with super()._enable_peft_forward_hooks(*args, **kwargs):
             yield
 
@@ -302,13 +310,13 @@ class SMoPModel(RowTuner):
 
 
 def _scope(config: SMoPConfig, *, predicts_next: bool, model: nn.Module) -> Any:
-    """What the router reads of this kind of model's rows; said in the configuration from now on.
+    """What the router reads of this kind of model's rows.
 
     Raises:
         ConfigError: the model sees no answers in its input.
     """
     if config.router_scope is None:
-        config.router_scope = "context" if predicts_next else "input"
+        return "context" if predicts_next else "input"
     if config.router_scope == "context" and not predicts_next:
         raise ConfigError(
             "router_scope='context' is for causal LMs, which see answers in their input;"
@@ -363,7 +371,8 @@ def _adapter(
             network=network,
             penalties=config.penalties(),
             awaited=low_cpu_mem_usage or config.awaits_values,
-            settings=settings_of(config.routing, strategy, config.parameterisation),
+            gain=ROUTER_GAIN / start.spread,
+            settings=settings_of(config, strategy),
         )
     if config.awaits_values and not low_cpu_mem_usage:
         with torch.no_grad():

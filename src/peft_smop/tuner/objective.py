@@ -43,7 +43,7 @@ def all_terms(
         again: computes it once more with another draw.
         predicts_next: whether logits belong to the token after.
     """
-    terms = routing_terms(adapters, decisions)
+    terms = routing_terms(adapters, 0 if rows is None else rows.count, decisions)
     for name in rows.names if rows is not None else ():
         routing = routing_of(name, decisions)
         if routing is not None and routing.loss is not None:
@@ -55,7 +55,7 @@ def all_terms(
 
 
 def routing_terms(
-    adapters: Mapping[str, Adapter], decisions: tuple[Decision, ...]
+    adapters: Mapping[str, Adapter], rows: int, decisions: tuple[Decision, ...]
 ) -> dict[str, Tensor]:
     """Each adapter's penalties on its own rows.
 
@@ -64,7 +64,8 @@ def routing_terms(
 
     Args:
         adapters: all of the model's, the same in every process.
-        decisions: how this pass's rows were routed.
+        rows: how many this pass has.
+        decisions: how they were routed.
     """
     penalised = sorted(name for name, a in adapters.items() if a.penalties.is_active)
     if not penalised:
@@ -77,18 +78,22 @@ def routing_terms(
         for name in penalised
     }
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    share: Tensor | float = 1.0
     if processes > 1:
         # one exchange of one shape, whichever adapters this process's rows follow
-        together = torch.cat([counts[name] for name in penalised])
+        like = adapters[penalised[0]].prompts
+        together = torch.cat([*(counts[name] for name in penalised), like.new_tensor([rows])])
         dist.all_reduce(together)
         sizes = [len(counts[name]) for name in penalised]
-        counts = dict(zip(penalised, together.split(sizes), strict=True))
+        *parts, total = together.split([*sizes, 1])
+        counts = dict(zip(penalised, parts, strict=True))
+        share = rows * processes / total[0]  # gradients are averaged over processes
     terms = {}
     for name in penalised:
-        routing, total = own[name], counts[name].sum()
+        routing = own[name]
         if routing is not None:
-            share = len(routing.logits) * processes / total
-            terms[name] = share * adapters[name].penalties(routing, counts[name] / total)
+            load = counts[name] / counts[name].sum()
+            terms[name] = share * adapters[name].penalties(routing, load)
     return terms
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError
-from peft_smop.rows import BASE, calling, on_device
+from peft_smop.rows import BASE, calling, check_adapter_names, on_device
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.scope import IGNORED_LABEL
 
@@ -42,9 +42,19 @@ def prompt_losses(
         raise ConfigError(
             "prompt_losses needs the labels of the batch, by which prompts are judged"
         )
-    if chunk < 1:
-        raise ConfigError(f"chunk={chunk} must be at least 1 row")
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ConfigError(f"chunk={chunk!r} must be a whole number of at least 1 row")
+    for name, value in batch.items():
+        if not isinstance(value, Tensor | bool | int | float | str | None):
+            raise ConfigError(
+                f"prompt_losses cannot tell the rows of {name}, a {type(value).__name__}; give it"
+                " tensors"
+            )
     layer = tuner.smop_layer
+    if layer.disable_adapters:
+        raise ConfigError("prompt_losses needs adapters, and they are disabled")
+    if adapter_names is not None:
+        check_adapter_names(adapter_names, layer)
     active = tuner.active_adapters
     if adapter_names is None and len(active) != 1:
         raise ConfigError(
@@ -56,7 +66,9 @@ def prompt_losses(
         raise ConfigError(f"adapter_names has {len(names)} entries for {len(labels)} rows")
     counts = [0 if name == BASE else layer[name].prompts.shape[0] for name in names]
     pairs = [(row, j) for row, count in enumerate(counts) for j in range(count)]
-    losses = torch.full((len(labels), max(counts)), float("nan"), device=labels.device)
+    losses = torch.full((len(labels), max(counts, default=0)), torch.nan, device=labels.device)
+    if not pairs:
+        return losses
     rows = on_device([row for row, _ in pairs], labels.device)
     routes = on_device([j for _, j in pairs], labels.device)
     own = None if adapter_names is None else [names[row] for row, _ in pairs]
@@ -86,7 +98,7 @@ def losses_of_rows(
         adapter_names: an adapter for each; None: the active one.
         chunk: most rows in one pass.
     """
-    model, count = layer.hooks.model, len(batch["labels"])
+    model, count, last = layer.hooks.model, len(batch["labels"]), layer.last
     losses, logits = [], []
     with _evaluating(model), torch.no_grad():
         for i in range(0, len(rows), chunk):
@@ -103,6 +115,7 @@ def losses_of_rows(
             losses.append(row_losses(output, part["labels"], predicts_next=predicts_next))
             if len(call.decisions) == 1 and call.decisions[0].rows is None:
                 logits.append(call.decisions[0].routing.logits)
+    layer.last = last
     whole = torch.cat(logits) if len(logits) == len(losses) else None
     return RowLosses(torch.cat(losses), whole)
 

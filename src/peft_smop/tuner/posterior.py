@@ -21,17 +21,23 @@ from peft_smop.tuner.routing import Routing, RoutingStrategy, RowState, option
 
 BALANCE_STEPS = 10
 """Rounds in which the posterior is moved toward equal use of the prompts."""
-ROWS_PER_PROMPT = 4
+ROWS_PER_PROMPT = 64
 """Judged rows for each prompt from which on a step's rows alone say how much each is used; with
-fewer, the steps before it count as well."""
+fewer, the steps before it count as well. A step's rows need not be a fair sample: batches of
+similar length hold similar rows."""
+ROUTER_GAIN = 0.1
+"""What multiplies W x / σ, σ the spread of the backbone's embeddings. An optimizer moves every
+number by its learning rate: a router that has the prompts' would be decided after a few steps."""
 
 
 @dataclass(frozen=True)
 class Posterior(RoutingStrategy):
-    """Maximises Σ log Σ_j p_j(x) p(y | [P_j; x]), p = softmax(W x): a mixture's likelihood.
+    """Maximises Σ log Σ_j p_j(x) p(y | [P_j; x]), p = softmax(γ W x / σ): a mixture's likelihood.
+
+    γ is `ROUTER_GAIN`, σ the spread of the backbone's embeddings.
 
     In training, for every judged row: q_j ∝ p_j exp(-L_j), where L_j = -log p(y | [P_j; x]) without
-    gradient, of at most `evidence` tokens: L_j · min(1, evidence / n) for an answer of n; q is moved
+    gradient, of at most `evidence` tokens: L_j min(1, evidence / n) for an answer of n; q is moved
     toward equal use of the prompts: `BALANCE_STEPS` times log q_j is lowered by `balance` times
     log(k · mean q_j). The row is given P_c, c ~ q, and the router the loss -Σ_j q_j log p_j. Rows
     that are not judged are given P_c, c = argmax p. In evaluation all are: one pass, unscaled.
@@ -71,7 +77,7 @@ class Posterior(RoutingStrategy):
         Args:
             losses: -log p(y | [P_j; x]) of every row under every prompt, summed over its tokens.
             tokens: how many those are.
-            logits: W x.
+            logits: γ W x / σ.
             usage: how much the steps before used each prompt.
         """
         tempered = losses * (self.evidence / tokens).clamp(max=1)[:, None]

@@ -35,6 +35,9 @@ class Routes:
         if len(decisions) == 1 and decisions[0].rows is None:
             routing = decisions[0].routing
             return cls(names, routing.indices, routing.weights, routing.logits, decisions[0].chosen)
+        if not decisions:
+            none, nothing = torch.full((rows.count, 1), -1), torch.full((rows.count, 1), torch.nan)
+            return cls(names, none, nothing, nothing, none[:, 0])
         like = decisions[0].routing.weights
         most = max(decision.routing.indices.shape[1] for decision in decisions)
         prompts = max(decision.routing.logits.shape[1] for decision in decisions)

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from peft_smop.errors import CheckpointError
 from peft_smop.tuner.routing import RoutingStrategy
+
+if TYPE_CHECKING:
+    from peft_smop.tuner.config import SMoPConfig
 
 CONTAINER = "smop.smop_adapters."
 _VERSION_1 = {
@@ -39,14 +43,15 @@ def newest_key(key: str) -> str:
     return key
 
 
-def settings_of(routing: str, strategy: RoutingStrategy, parameterisation: str) -> int:
+def settings_of(config: SMoPConfig, strategy: RoutingStrategy) -> int:
     """A hash of the options without which an adapter's tensors mean something else."""
     said = {
-        one.name: getattr(strategy, one.name)
+        one.name: float(getattr(strategy, one.name))  # 2 and 2.0 are the same
         for one in fields(strategy)
         if getattr(strategy, one.name) != one.default  # a later version may have more of them
     }
-    return zlib.crc32(repr((routing, sorted(said.items()), parameterisation)).encode())
+    rest = (config.parameterisation, config.router_scope)
+    return zlib.crc32(repr((config.routing, sorted(said.items()), *rest)).encode())
 
 
 def loaded_keys(
@@ -58,8 +63,8 @@ def loaded_keys(
     products want it, and then answers with other last digits.
 
     Raises:
-        CheckpointError: a tensor is missing, is not expected, is not of floating point, or has
-            another shape.
+        CheckpointError: a tensor is missing, is not expected, or is of another kind or shape; or it
+            was trained with other options.
     """
     part = f"{CONTAINER}{adapter_name}."
     wanted = {
@@ -71,14 +76,20 @@ def loaded_keys(
     others: dict[str, Tensor] = {}
     for key, value in tensors.items():
         _, ours, name = newest_key(key).rpartition(CONTAINER)
+        if ours and name in found:
+            raise CheckpointError(
+                f"the saved adapter loaded as {adapter_name!r} has {name} twice, in two formats;"
+                " expected it once"
+            )
         if ours:
             found[name] = value
         else:
             others[key] = value
     own, said = wanted["settings"][1], found.get("settings")
-    if said is None:
-        found["settings"] = own  # version 1 did not say
-    elif int(said) != int(own):
+    is_version_1 = any(newest_key(key) != key for key in tensors)
+    if said is None and is_version_1:
+        found["settings"] = own  # it did not say
+    elif said is not None and said.shape == own.shape and int(said) != int(own):
         raise CheckpointError(
             f"the saved adapter was trained with other options than those of {adapter_name!r} here"
             " (routing or parameterisation): its configuration was changed, or it is loaded over"
@@ -102,6 +113,11 @@ def loaded_keys(
             raise CheckpointError(
                 f"the saved adapter loaded as {adapter_name!r} has {part_name} of {value.dtype} and"
                 f" shape {tuple(value.shape)}; expected {own.dtype} and shape {tuple(own.shape)}"
+            )
+        if part_name == "steps" and int(value) < 0:
+            raise CheckpointError(
+                f"the saved adapter loaded as {adapter_name!r} was trained for {int(value)} steps;"
+                " expected 0 or more"
             )
         loaded[key] = value.to(own.dtype, copy=True)
     return {**others, **loaded}

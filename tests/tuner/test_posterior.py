@@ -1,0 +1,289 @@
+"""Posterior routing: its equations by hand, and the training that they make."""
+
+import math
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch.testing import assert_close
+from transformers import Trainer, TrainingArguments
+
+from peft_smop import SMoPConfig
+from peft_smop.errors import ConfigError
+from peft_smop.tuner.noise import fingerprints, row_keys, uniform
+from peft_smop.tuner.posterior import Posterior
+from peft_smop.tuner.routing import RowState
+from tiny import KINDS, THREE, adapted, batch, without_dropout
+
+LN2, LN3 = math.log(2.0), math.log(3.0)
+EVENLY = torch.tensor([0.5, 0.5])
+
+
+def labelled(name, rows=6):
+    made = batch(KINDS[name], rows=rows)
+    if name == "bert":
+        made["labels"] = torch.arange(rows) % 2
+    if name == "llama":
+        made["labels"] = made["input_ids"].index_fill(1, torch.arange(4), -100)
+        made["attention_mask"][:, 4:] = 1
+    return made
+
+
+def trained(name, **options):
+    return without_dropout(adapted(KINDS[name], routing="posterior", **options)).train()
+
+
+# -- equations -----------------------------------------------------------------------------------
+
+
+def test_the_posterior_is_the_prior_times_the_likelihood_by_bayes_rule():
+    """p = (3/4, 1/4), likelihoods (1/6, 1/2): q = (3/24, 3/24) / (6/24) = (1/2, 1/2)."""
+    losses = torch.tensor([[math.log(6.0), LN2], [LN3, LN3]])
+    logits = torch.tensor([[LN3, 0.0], [LN3, 0.0]])
+    q = Posterior(balance=0.0).posterior(losses, torch.ones(2), logits, EVENLY)
+    assert_close(q, torch.tensor([[0.5, 0.5], [0.75, 0.25]]))
+
+
+def test_an_answer_is_believed_no_more_than_a_few_tokens():
+    """Losses of 40 tokens count as 4 of them do: a tenth."""
+    losses, zeros = torch.tensor([[10 * LN3, 0.0]]), torch.zeros(1, 2)
+    q = Posterior(balance=0.0).posterior(losses, torch.tensor([40.0]), zeros, EVENLY)
+    assert_close(q, torch.tensor([[0.25, 0.75]]))
+    q = Posterior(balance=0.0).posterior(losses / 10, torch.tensor([3.0]), zeros, EVENLY)
+    assert_close(q, torch.tensor([[0.25, 0.75]]))
+
+
+def test_balance_moves_a_posterior_toward_equal_use():
+    """Fully balanced over enough rows, each prompt has half of them, the likelier ones."""
+    losses = torch.stack([torch.linspace(0, 4, 400), torch.full((400,), 3.0)], dim=1)
+    zeros = torch.zeros(400, 2)
+    use = []
+    for balance in (0.0, 0.5, 1.0):
+        q = Posterior(balance=balance).posterior(losses, torch.ones(400), zeros, EVENLY)
+        assert_close(q.sum(dim=1), torch.ones(400))
+        assert (q[:-1, 0] >= q[1:, 0] - 1e-6).all()  # the order of the rows stays
+        use.append(q[:, 0].mean().item())
+    assert use[0] > 0.65
+    assert abs(use[1] - 0.5) < 0.02
+    assert abs(use[2] - 0.5) < 0.01
+
+
+def test_few_rows_are_balanced_with_the_steps_before_them():
+    """One row says little of how much each prompt is used; 128 rows for two prompts say it all."""
+    zeros = torch.zeros(1, 2)
+    strategy = Posterior()
+    before = torch.tensor([0.9, 0.1])
+    q = strategy.posterior(zeros, torch.ones(1), zeros, before)
+    assert q[0, 1] > 0.9  # the first prompt has had its share
+    many = torch.zeros(128, 2)
+    assert_close(strategy.posterior(many, torch.ones(128), many, before), many + 0.5)
+
+
+def test_the_router_s_loss_is_the_cross_entropy_with_the_posterior():
+    logits = torch.tensor([[LN3, 0.0], [0.0, 0.0]], requires_grad=True)
+    q = torch.tensor([[0.5, 0.5], [math.nan, math.nan]])
+    routing = Posterior(judged=0.5)(logits, RowState(torch.tensor([1, 2]), posterior=q))
+    expected = -(0.5 * math.log(0.75) + 0.5 * math.log(0.25)) / 0.5
+    assert_close(routing.loss, torch.tensor([expected, 0.0]))
+    routing.loss.sum().backward()
+    # d/dw of the cross-entropy is p - q
+    assert_close(logits.grad, torch.tensor([[0.25, -0.25], [0.0, 0.0]]) / 0.5)
+    assert routing.weights.tolist() == [[1.0], [1.0]]
+
+
+def test_a_prompt_is_drawn_from_the_posterior_and_unjudged_rows_keep_the_router_s_choice():
+    n = 20_000
+    q = torch.tensor([0.5, 0.2, 0.3]).repeat(n, 1)
+    q[::2] = math.nan
+    logits = torch.tensor([0.0, 2.0, 1.0]).repeat(n, 1)
+    keys = row_keys(torch.zeros(1).long(), torch.zeros(1).long(), torch.arange(n))
+    indices = Posterior()(logits, RowState(keys, posterior=q)).indices[:, 0]
+    assert (indices[::2] == 1).all()
+    shares = torch.bincount(indices[1::2], minlength=3) / (n / 2)
+    assert_close(shares, torch.tensor([0.5, 0.2, 0.3]), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"judged": 0.0}, "judged=0.0 must be above 0"),
+        ({"judged": 1.5}, "judged=1.5"),
+        ({"balance": -0.1}, "balance=-0.1 must be from 0 to 1"),
+        ({"evidence": 0.0}, "evidence=0.0 must be above 0"),
+        ({"perturbation": True}, "contradicts routing='posterior'"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        SMoPConfig(routing="posterior", **options)
+
+
+# -- in models -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_prompt_losses_are_the_losses_of_forced_prompts(name):
+    model, made = adapted(KINDS[name]), labelled(name)
+    found = model.prompt_losses(**made, chunk=5)
+    for j in range(4):
+        for i in range(6):
+            own = {k: v[i : i + 1] for k, v in made.items()}
+            with model.forced_prompt(j), torch.no_grad():
+                loss = model(**own).loss
+            counted = {"t5": 3, "llama": 3, "bert": 1}[name]
+            assert_close(found[i, j], loss * counted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_a_training_pass_adds_the_cross_entropy_and_trains_the_drawn_prompt(name):
+    model, made = trained(name), labelled(name)
+    losses = model.prompt_losses(**made)
+    model.train()
+    adapter = model.smop_layer["default"]
+    with model.terms_apart() as apart:
+        output = model(**made)
+    routes = model.last_routes
+    counted = {"t5": 3.0, "llama": 3.0, "bert": 1.0}[name]
+    q = adapter.strategy.posterior(
+        losses, torch.full((6,), counted), routes.logits, torch.full((4,), 0.25)
+    )
+    expected = -(q * routes.logits.log_softmax(dim=1)).sum(dim=1).mean()
+    assert_close(apart.terms["default"], expected, rtol=1e-4, atol=1e-5)
+    read = made["attention_mask"].bool()
+    if name == "llama":
+        read = read & (torch.arange(7) < 4)
+    keys = row_keys(adapter.seed[None], adapter.steps[None], fingerprints(made["input_ids"], read))
+    drawn = (uniform(keys, 1) > q.cumsum(dim=1)).sum(dim=1)
+    assert torch.equal(routes.chosen, drawn)
+    joined = model(**made).loss
+    assert_close(joined, output.loss + expected, rtol=1e-4, atol=1e-5)
+    joined.backward()
+    assert adapter.router.grad.abs().sum() > 0
+    touched = adapter.prompts.grad.abs().sum(dim=(1, 2)) > 0
+    assert set(touched.nonzero().flatten().tolist()) == set(drawn.tolist())
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_in_evaluation_it_is_one_pass_and_the_best_prompt_unscaled(name):
+    model, made = adapted(KINDS[name], routing="posterior"), labelled(name)
+    passes = []
+    model.get_base_model().register_forward_hook(lambda *a: passes.append(1))
+    model(**made)
+    assert len(passes) == 1
+    routes = model.last_routes
+    assert torch.equal(routes.indices[:, 0], routes.logits.argmax(dim=1))
+    assert routes.probabilities.eq(1).all()
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_with_one_prompt_it_is_prompt_tuning_to_the_last_bit(name):
+    made = labelled(name)
+    one = without_dropout(adapted(KINDS[name], routing="posterior", num_prompts=1)).train()
+    plain = without_dropout(adapted(KINDS[name], routing="single")).train()
+    with torch.no_grad():
+        plain.smop_layer["default"].prompts.copy_(one.smop_layer["default"].prompts)
+    found, expected = one(**made), plain(**made)
+    assert torch.equal(found.logits, expected.logits)
+    assert_close(found.loss, expected.loss, rtol=0, atol=1e-7)  # a cross-entropy of 0
+    found.loss.backward()
+    expected.loss.backward()
+    assert torch.equal(
+        one.smop_layer["default"].prompts.grad, plain.smop_layer["default"].prompts.grad
+    )
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_in_a_mixed_batch_every_adapter_is_judged_by_its_own_rows(name):
+    made = labelled(name)
+
+    def zoo():
+        model = adapted(KINDS[name], routing="posterior")
+        model.add_adapter("plain", SMoPConfig(task_type=KINDS[name].task_type))
+        model.set_requires_grad(["default", "plain"])
+        return without_dropout(model).train()
+
+    names = ["default", "plain", "__base__", "default", "default", "plain"]
+    own = {k: v[[0, 3, 4]] for k, v in made.items()}
+    mixed, alone = zoo(), zoo()
+    with mixed.terms_apart() as found:
+        mixed(**made, adapter_names=names)
+    routes = mixed.last_routes
+    with alone.terms_apart() as expected:
+        alone(**own)
+    assert set(found.terms) == {"default"}
+    assert_close(found.terms["default"], expected.terms["default"], rtol=1e-4, atol=1e-5)
+    assert torch.equal(routes.chosen[[0, 3, 4]], alone.last_routes.chosen)
+
+
+def test_without_labels_it_is_refused_but_generation_is_not():
+    model = trained("t5")
+    made = batch(KINDS["t5"])
+    labels = made.pop("labels")
+    with pytest.raises(ConfigError, match="routing='posterior' learns from the labels"):
+        model(**made, decoder_input_ids=labels)
+    model.generate(**made, max_new_tokens=2)
+
+
+def test_a_share_of_the_rows_is_judged_by_what_they_say():
+    model, made = trained("bert", judged=0.5), labelled("bert")
+    passes = []
+    model.get_base_model().register_forward_pre_hook(
+        lambda m, a, k: passes.append(len(k["input_ids"])), with_kwargs=True
+    )
+    (one,) = model.posteriors([made], [None])
+    assert sum(passes) == 3 * 4
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    (other,) = model.posteriors([{k: v[order] for k, v in made.items()}], [None])
+    assert torch.equal(one[order].isnan(), other.isnan())
+    assert one.isnan().any(dim=1).sum() == 3
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_ten_lines_of_plain_peft_train_it(name, tmp_path):
+    kind = KINDS[name]
+    config = SMoPConfig(task_type=kind.task_type, routing="posterior")
+    model = get_peft_model(kind.model(), config)
+    made = labelled(name, rows=8)
+    rows = [{key: value[i] for key, value in made.items()} for i in range(8)]
+    arguments = TrainingArguments(
+        tmp_path, max_steps=3, per_device_train_batch_size=4, learning_rate=0.1, use_cpu=True,
+        report_to="none", disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    Trainer(model=model, args=arguments, train_dataset=rows).train()
+    adapter = model.smop_layer["default"]
+    assert adapter.steps == 3
+    assert not torch.equal(adapter.usage, torch.full((4,), 0.25))
+
+
+def test_killed_and_resumed_it_ends_as_if_never_killed(tmp_path):
+    kind, made = KINDS["t5"], labelled("t5")
+
+    def train(model, steps):
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(**made).loss.backward()
+            optimizer.step()
+        return model
+
+    straight = train(trained("t5", judged=0.5), 4)
+    train(trained("t5", judged=0.5), 2).save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(kind.model(), tmp_path, is_trainable=True)
+    resumed = train(without_dropout(again).train(), 2)
+    others = straight.state_dict()
+    for key, value in resumed.state_dict().items():
+        if "smop" in key:
+            assert torch.equal(value, others[key]), key
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_accumulated_and_recomputed_passes_see_the_same_usage(parts):
+    """It counts from the next step on; what a pass notes changes no other pass of its step."""
+    model, made = trained("bert"), labelled("bert")
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    before = model.smop_layer["default"].usage.clone()
+    for i in range(parts):
+        model(**{k: v[i::parts] for k, v in made.items()}).loss.backward()
+        assert torch.equal(model.smop_layer["default"].usage, before)
+    optimizer.step()
+    assert not torch.equal(model.smop_layer["default"].usage, before)
