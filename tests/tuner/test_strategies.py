@@ -97,9 +97,8 @@ def test_linear_in_training_perturbs_before_it_chooses():
 
 def test_linear_without_perturbation_is_in_training_what_it_is_in_evaluation():
     strategy = Linear(perturbation=False)
-    for mine, other in zip(
-        strategy(logits(), RowState(KEYS))[:3], strategy(logits(), RowState())[:3]
-    ):
+    noisy, quiet = strategy(logits(), RowState(KEYS)), strategy(logits(), RowState())
+    for mine, other in zip(noisy[:3], quiet[:3], strict=True):
         assert torch.equal(mine, other)
 
 

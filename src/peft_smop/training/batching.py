@@ -27,12 +27,17 @@ class LengthSampler(Sampler[int]):
         lengths: of every row, in tokens.
         batch_size: rows in a batch.
         seed: of the order.
+        window: batches that are sorted together; 1: every batch is a fair sample of the rows, as
+            training needs it that compares the rows of a step with each other.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, *, window: int = WINDOW
+    ) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.seed = seed
+        self.window = window
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -46,7 +51,7 @@ class LengthSampler(Sampler[int]):
         generator = np.random.default_rng((self.seed, self.epoch))
         order = generator.permutation(len(self.lengths))
         blurred = self.lengths * generator.uniform(1 - JITTER, 1 + JITTER, len(self.lengths))
-        span = WINDOW * self.batch_size
+        span = self.window * self.batch_size
         windows = [order[i : i + span] for i in range(0, len(order), span)]
         rows = np.concatenate([w[np.argsort(blurred[w], kind="stable")] for w in windows])
         whole = len(rows) // self.batch_size * self.batch_size

@@ -23,8 +23,9 @@ from transformers import (
 
 from peft_smop.errors import DivergedError
 from peft_smop.scoring import MAX_PADDING, Evaluation, Features, Formulation
-from peft_smop.training.batching import LengthSampler
+from peft_smop.training.batching import WINDOW, LengthSampler
 from peft_smop.training.steps import Rows, forward_backward
+from peft_smop.tuner import SMoPModel
 
 TRAINED = "trained.safetensors"
 """In a checkpoint: the trained parameters themselves, where PEFT saves only what they make."""
@@ -71,7 +72,14 @@ class ScoringTrainer(Trainer):
         self._first_bad_step: Tensor | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return LengthSampler(self._lengths, self.args.train_batch_size, self.args.seed)
+        tuner = SMoPModel.of(self.model)
+        judges = tuner is not None and any(
+            tuner.smop_layer[name].strategy.judges for name in tuner.active_adapters
+        )
+        window = 1 if judges else WINDOW
+        return LengthSampler(
+            self._lengths, self.args.train_batch_size, self.args.seed, window=window
+        )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """One group of parameters for every learning rate, divided further by weight decay."""
