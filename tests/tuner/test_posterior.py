@@ -29,7 +29,8 @@ def labelled(name, rows=6):
     return made
 
 
-def trained(name, **options):
+def trained(name, judged=1.0, **options):
+    options["judged"] = judged
     return without_dropout(adapted(KINDS[name], routing="posterior", **options)).train()
 
 
@@ -197,7 +198,7 @@ def test_in_a_mixed_batch_every_adapter_is_judged_by_its_own_rows(name):
     made = labelled(name)
 
     def zoo():
-        model = adapted(KINDS[name], routing="posterior")
+        model = adapted(KINDS[name], routing="posterior", judged=1.0)
         model.add_adapter("plain", SMoPConfig(task_type=KINDS[name].task_type))
         model.set_requires_grad(["default", "plain"])
         return without_dropout(model).train()

@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from peft_smop.cli import compare, cost, demo, evaluate, methods, predict, tasks, train
+from peft_smop.cli import compare, cost, demo, evaluate, methods, predict, routes, tasks, train
 from peft_smop.errors import SMoPError
 
 app = typer.Typer(
     name="smop",
     help="Sparse mixtures of soft prompts for frozen models:"
-    " train, compare, cost, evaluate, predict.",
+    " train, compare, cost, evaluate, predict, routes.",
     epilog="Begin with: [bold]smop demo[/bold]  (two minutes, nothing to download)",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -29,6 +29,7 @@ app.command("compare")(compare.compare)
 app.command("cost")(cost.cost)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("routes")(routes.routes)
 app.command("tasks")(tasks.tasks)
 app.command("methods")(methods.methods)
 app.command("demo")(demo.demo)

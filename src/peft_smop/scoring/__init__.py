@@ -1,5 +1,6 @@
 """What a model says of a task's examples, and how good that is."""
 
+from peft_smop.scoring.certificate import Certificate, certify
 from peft_smop.scoring.evaluation import DEAD_LOAD, Evaluation, Prediction, evaluate, predict
 from peft_smop.scoring.formulation import (
     FORMULATIONS,
@@ -16,11 +17,13 @@ __all__ = [
     "FORMULATIONS",
     "MAX_PADDING",
     "METRICS",
+    "Certificate",
     "Evaluation",
     "Features",
     "Formulation",
     "Prediction",
     "Score",
+    "certify",
     "cut",
     "evaluate",
     "formulate",

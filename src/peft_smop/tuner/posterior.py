@@ -46,7 +46,7 @@ class Posterior(RoutingStrategy):
     soft prompts Qin and Eisner (2021).
     """
 
-    judged: float = option(1.0, "share of a step's rows that are put under every prompt")
+    judged: float = option(0.5, "share of a step's rows that are put under every prompt")
     balance: float = option(0.5, "how far a posterior is moved toward equal use of the prompts")
     evidence: float = option(4.0, "tokens of an answer that a posterior believes at most")
 

@@ -1,0 +1,89 @@
+"""`smop routes`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from peft_smop.cli.evaluate import Part
+from peft_smop.cli.show import plain_table
+from peft_smop.errors import RunError
+from peft_smop.lab import load_trained, write_json
+from peft_smop.methods import prompts_to_choose
+from peft_smop.report import WHO, draw_routes
+from peft_smop.scoring import certify
+from peft_smop.tasks import load_task
+
+
+def routes(
+    path: Annotated[Path, typer.Argument(help="A run's directory, or a saved adapter's.")],
+    part: Annotated[Part, typer.Option(help="Which examples.")] = Part.validation,
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="The task, for an adapter without its run.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Directory of the task's files; the run's by default.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The backbone; the adapter's by default.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Directory for routes.json and routes.png."),
+    ] = None,
+) -> None:
+    """Say what a trained router is worth, and what it routes by.
+
+    Every example is answered under each prompt, k + 1 evaluations in all.
+
+    Example: [bold]smop routes runs/medley-embedded-smop-posterior-s0 --output routes[/bold]
+    """
+    if output is not None and output.exists() and not output.is_dir():
+        raise RunError(f"{output} is a file; expected a directory for routes.json and routes.png")
+    trained = load_trained(path, task=task, model=model, data=data)
+    spec = trained.spec
+    _, split = load_task(spec.task, data=spec.data, preset=spec.preset, seed=spec.seed)
+    examples = getattr(split, part.value)
+    console = Console(highlight=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        passes = 1 + (prompts_to_choose(trained.model) or 0)
+        line = progress.add_task("answering under every prompt", total=passes * len(examples))
+        found = certify(
+            trained.model,
+            trained.formulation,
+            examples,
+            on_batch=lambda count: progress.advance(line, count),
+        )
+    table = plain_table("who chooses the prompt", found.metric, "95 % interval")
+    for who, said in WHO.items():
+        own = getattr(found, who)
+        more = f" (number {found.best_prompt})" if who == "single" else ""
+        table.add_row(said + more, f"{own.value:.1f}", f"{own.low:.1f} to {own.high:.1f}")
+    console.print(f"{spec.task}, {part.value}, {found.examples} examples", markup=False)
+    console.print(table)
+    console.print(found.verdict, style="bold", markup=False, soft_wrap=True)
+    regret = found.regret
+    console.print(
+        f"the best prompt of each row would add {regret.value:.1f} points"
+        f" ({regret.low:.1f} to {regret.high:.1f}); prompts disagree on {found.disagreement:.0f} %"
+        " of the examples",
+        soft_wrap=True,
+    )
+    load = "  ".join(f"{share:.0%}" for share in found.load)
+    console.print(f"load of the prompts: {load}", markup=False)
+    for what, told in found.information.items():
+        known = "" if told.value > told.shuffled else ", no more than chance"
+        console.print(
+            f"routes tell {told.value:.2f} nats of the {what} (shuffled {told.shuffled:.2f}){known}"
+        )
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        record = {**asdict(found), "part": part.value, "verdict": found.verdict}
+        write_json(output / "routes.json", record)
+        draw_routes(record, output / "routes.png", title=f"{spec.task}, {spec.model}")
+        console.print(f"saved in {output}", markup=False)

@@ -1,0 +1,205 @@
+"""What routing is worth: a mixture's score beside those without a router, and the best there is.
+
+Every example is answered under each of the adapter's prompts (`forced_prompt`) and under the
+router's choice. From those answers follow the others; no model is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import mutual_info_score
+from torch import nn
+
+from peft_smop.errors import ConfigError
+from peft_smop.scoring.evaluation import Prediction, predict
+from peft_smop.scoring.formulation import Formulation
+from peft_smop.scoring.metrics import METRICS
+from peft_smop.tasks import Example
+from peft_smop.tuner import SMoPModel
+
+RESAMPLES = 1000
+SHUFFLES = 200
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value, and the 95 % interval that chance over examples leaves, in per cent or points."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Informed:
+    """How much the routes tell of something, in nats, beside what shuffled values would tell."""
+
+    value: float
+    shuffled: float
+    """The 95th percentile over shuffled values: below it a route tells nothing."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Scores of one adapter on the same examples, by who chooses the prompt."""
+
+    metric: str
+    examples: int
+    router: Interval
+    """By the router's choice."""
+    single: Interval
+    """With one prompt for all rows, the one that is best on these examples."""
+    best_prompt: int
+    uniform: Interval
+    """With the mean of all prompts' probabilities."""
+    random: Interval
+    """With a random prompt for every row."""
+    bound: Interval
+    """With the prompt, for every row, under which the true label is most probable."""
+    worth: Interval
+    """The router's score less the best single prompt's, in points."""
+    regret: Interval
+    """The bound less the router's score, in points."""
+    disagreement: float
+    """Share of the examples to which not all prompts give the same answer, in per cent."""
+    load: tuple[float, ...]
+    information: dict[str, Informed]
+    """Of the routes with label, length and, where it is known, population."""
+    table: dict[str, dict[str, tuple[float, ...]]]
+    """For label and population, of each value the share of its rows that each prompt gets."""
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        low, high = self.worth.low, self.worth.high
+        if low > 0:
+            return (
+                f"routing is worth {low:+.1f} to {high:+.1f} points over the best single prompt"
+                " here"
+            )
+        if high < 0:
+            return (
+                f"routing costs {-high:.1f} to {-low:.1f} points against the best single prompt"
+                " here: this task needs one prompt"
+            )
+        return (
+            f"routing is worth {low:+.1f} to {high:+.1f} points over the best single prompt here,"
+            " an interval that holds 0: nothing shows that this task needs more than one prompt"
+        )
+
+
+def certify(
+    model: nn.Module,
+    formulation: Formulation,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> Certificate:
+    """Answer every example under every prompt, and compare.
+
+    The best single prompt is chosen on these very examples, anew in every resample, so that what is
+    said of the router's worth is cautious.
+
+    Args:
+        model: with one active SMoP adapter.
+        formulation: how the task is put to it.
+        examples: labelled examples.
+        batch_size: examples in a pass.
+        seed: of the bootstrap and of random routes.
+        on_batch: called with the number of examples done in each batch, k + 1 times over all.
+
+    Raises:
+        ConfigError: the adapter has no router.
+    """
+    tuner = SMoPModel.of(model)
+    name = None if tuner is None else tuner.active_adapters[0]
+    if tuner is None or name is None or tuner.smop_layer[name].router is None:
+        raise ConfigError(
+            "a certificate is of an adapter with a router; this method chooses no prompt"
+        )
+    k = tuner.smop_layer[name].prompts.shape[0]
+
+    def answers() -> list[Prediction]:
+        return predict(model, formulation, examples, batch_size=batch_size, on_batch=on_batch)
+
+    routed = answers()
+    forced = []
+    for j in range(k):
+        with tuner.forced_prompt(j):
+            forced.append(answers())
+    truth = np.array([example.label for example in examples])
+    scores = torch.tensor([[p.log_probabilities for p in own] for own in forced])  # (k, n, m)
+    given = np.array([[p.label for p in own] for own in forced])  # (k, n)
+    routes = np.array([p.prompt for p in routed])
+    n, generator = len(truth), np.random.default_rng(seed)
+    likely = scores.log_softmax(dim=-1)
+    best = likely[:, torch.arange(n), torch.from_numpy(truth)].argmax(dim=0).numpy()
+    labels = len(formulation.task.labels)
+    compute = METRICS[formulation.task.metric]
+    by = {
+        "router": np.array([p.label for p in routed]),
+        "uniform": likely.exp().mean(dim=0).argmax(dim=-1).numpy(),
+        "random": given[generator.integers(0, k, n), np.arange(n)],
+        "bound": given[best, np.arange(n)],
+    }
+
+    def measured(rows: NDArray[np.int64]) -> dict[str, float]:
+        found = {what: 100 * compute(truth[rows], own[rows], labels) for what, own in by.items()}
+        found["single"] = max(100 * compute(truth[rows], own[rows], labels) for own in given)
+        found["worth"] = found["router"] - found["single"]
+        found["regret"] = found["bound"] - found["router"]
+        return found
+
+    whole = measured(np.arange(n))
+    draws = [measured(generator.integers(0, n, n)) for _ in range(RESAMPLES)]
+    ends = {what: np.percentile([d[what] for d in draws], [2.5, 97.5]) for what in whole}
+    intervals = {
+        what: Interval(value, float(ends[what][0]), float(ends[what][1]))
+        for what, value in whole.items()
+    }
+    groups = _groups(formulation, examples)
+    return Certificate(
+        metric=formulation.task.metric,
+        examples=n,
+        best_prompt=int(np.argmax([compute(truth, own, labels) for own in given])),
+        disagreement=100 * float((given != given[0]).any(axis=0).mean()),
+        load=tuple(float((routes == j).mean()) for j in range(k)),
+        information={what: _informed(routes, of, generator) for what, of in groups.items()},
+        table={what: _table(routes, groups[what], k) for what in groups if what != "length"},
+        **intervals,
+    )
+
+
+def _groups(formulation: Formulation, examples: Sequence[Example]) -> dict[str, list[str]]:
+    """What routes may tell of: values of every example, by kind."""
+    lengths = [len(formulation.encode(example)["input_ids"]) for example in examples]
+    fourths = np.quantile(lengths, [0.25, 0.5, 0.75])
+    groups = {
+        "label": [formulation.task.labels[e.label or 0] for e in examples],
+        "length": [str(int(np.searchsorted(fourths, length))) for length in lengths],
+    }
+    if all(example.population is not None for example in examples):
+        groups["population"] = [str(example.population) for example in examples]
+    return groups
+
+
+def _informed(
+    routes: NDArray[np.int64], of: Sequence[str], generator: np.random.Generator
+) -> Informed:
+    shuffled = [mutual_info_score(routes, generator.permutation(of)) for _ in range(SHUFFLES)]
+    return Informed(float(mutual_info_score(routes, of)), float(np.percentile(shuffled, 95)))
+
+
+def _table(routes: NDArray[np.int64], of: Sequence[str], k: int) -> dict[str, tuple[float, ...]]:
+    values = np.array(of)
+    return {
+        value: tuple(float((routes[values == value] == j).mean()) for j in range(k))
+        for value in sorted(set(of))
+    }
