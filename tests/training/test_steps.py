@@ -91,6 +91,8 @@ def test_rows_are_not_divided_without_need_and_then_where_it_saves_most():
         ("t5", {"routing": "gumbel"}),
         ("t5", {"routing": "linear", "top_k": 2}),
         ("t5", {"routing": "stochastic", "consistency": 0.5}),
+        ("t5", {"routing": "posterior", "judged": 0.5}),
+        ("bert", {"routing": "posterior"}),
         ("bert", {"routing": "hashed"}),
         ("llama", {"routing": "single"}),
     ],
@@ -119,9 +121,12 @@ def test_a_step_in_parts_has_the_loss_and_gradients_of_the_whole_step(saved_mode
         assert_close(divided[name], gradient, **CLOSE)
 
 
+@pytest.mark.parametrize("routing", ["linear", "posterior"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_runs_in_one_step_have_the_losses_and_gradients_they_have_alone(saved_models, kind):
-    model, formulation, rows = mixed(saved_models, kind)
+def test_runs_in_one_step_have_the_losses_and_gradients_they_have_alone(
+    saved_models, kind, routing
+):
+    model, formulation, rows = mixed(saved_models, kind, routing=routing)
     runs = [Rows(rows[:5], "x"), Rows(rows[5:], "y")]
     together = forward_backward(model, formulation, runs, max_padding=1.1)
     joint = gradients(model)

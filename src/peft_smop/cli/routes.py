@@ -67,6 +67,12 @@ def routes(
     console.print(f"{spec.task}, {part.value}, {found.examples} examples", markup=False)
     console.print(table)
     console.print(found.verdict, style="bold", markup=False, soft_wrap=True)
+    console.print(
+        "(its own prompts; one that is trained alone may do better than any of them: smop compare"
+        f" --methods {spec.method.name},single)",
+        soft_wrap=True,
+        markup=False,
+    )
     regret = found.regret
     console.print(
         f"the best prompt of each row would add {regret.value:.1f} points"

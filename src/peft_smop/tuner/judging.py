@@ -43,11 +43,16 @@ def posteriors(
     Returns:
         For every batch: NaN for rows that were not judged; None where none of it was.
     """
-    found: dict[str, list[tuple[int, _Judged]]] = {}
+    of_adapter: dict[str, list[tuple[int, Tensor]]] = {}
     for place, (batch, own) in enumerate(zip(batches, names, strict=True)):
         for name, rows in _rows_by_adapter(layer, batch, own).items():
             if layer[name].strategy.judges:
-                found.setdefault(name, []).append((place, _judge(layer, name, batch, rows, own)))
+                of_adapter.setdefault(name, []).append((place, rows))
+    found: dict[str, list[tuple[int, _Judged]]] = {}
+    for name, candidates in of_adapter.items():
+        for place, rows in _chosen(layer[name], batches, candidates):
+            one = _judge(layer, name, batches[place], rows, names[place])
+            found.setdefault(name, []).append((place, one))
     made: list[Tensor | None] = [None] * len(batches)
     for name, parts in found.items():
         adapter = layer[name]
@@ -87,6 +92,35 @@ def _rows_by_adapter(
     return {name: torch.tensor(own, device=labels.device) for name, own in rows.items()}
 
 
+def _chosen(
+    adapter: Adapter,
+    batches: Sequence[Mapping[str, Any]],
+    candidates: Sequence[tuple[int, Tensor]],
+) -> list[tuple[int, Tensor]]:
+    """The share of a step's rows that is judged: by what they say and the step, wherever they are.
+
+    Args:
+        adapter: whose.
+        batches: the parts of the step.
+        candidates: its rows (r,) in each part, with the part's place.
+    """
+    strategy = adapter.strategy
+    assert isinstance(strategy, Posterior)
+    count = math.ceil(strategy.judged * sum(len(rows) for _, rows in candidates))
+    if strategy.judged == 1:
+        return list(candidates)
+    keys = torch.cat([_keys(adapter, batches[place])[rows] for place, rows in candidates])
+    order = keys.argsort()[:count]
+    if len(candidates) == 1:
+        ((place, rows),) = candidates
+        return [(place, rows[order])]
+    is_chosen = torch.zeros_like(keys, dtype=torch.bool)
+    is_chosen[order] = True
+    parts = is_chosen.split([len(rows) for _, rows in candidates])
+    own = [(place, rows[part]) for (place, rows), part in zip(candidates, parts, strict=True)]
+    return [(place, rows) for place, rows in own if len(rows)]
+
+
 def _judge(
     layer: SMoPLayer,
     name: str,
@@ -94,14 +128,8 @@ def _judge(
     rows: Int[Tensor, "r"],
     names: Sequence[str] | None,
 ) -> _Judged:
-    """Put a share of one adapter's rows under all of its prompts."""
+    """Put some of one adapter's rows under all of its prompts."""
     adapter = layer[name]
-    strategy = adapter.strategy
-    assert isinstance(strategy, Posterior)
-    if strategy.judged < 1:
-        count = math.ceil(strategy.judged * len(rows))
-        # by what they say and the step, wherever they stand
-        rows = rows[_keys(adapter, batch)[rows].argsort()[:count]]
     k, predicts_next = adapter.prompts.shape[0], layer.hooks.backbone.predicts_next
     routes = torch.arange(k, device=rows.device).repeat(len(rows))
     found = losses_of_rows(
