@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from peft_smop.errors import ConfigError, PromptIgnoredError
 from peft_smop.rows import RowAdapters, begin, calling, current, end, follow_rows
 from peft_smop.tuner.admission import check_cache, check_input, fill
-from peft_smop.tuner.backbone import Backbone, bind, parameter_names
+from peft_smop.tuner.backbone import Backbone, bind, cache_of, parameter_names
 from peft_smop.tuner.call import Apart, Judged, PromptCall
 from peft_smop.tuner.doors import Door, GenerateDoor
 from peft_smop.tuner.inputs import continued, layout_of, spliced
@@ -183,7 +183,7 @@ class PromptHooks:
         call.seen = True
         if rows is None or not rows.names:
             return None
-        cache = given.get("past_key_values", given.get("cache"))
+        cache = cache_of(given)
         past = cache.get_seq_length() if cache is not None else 0
         width = self.layer.width(rows)
         check_input(given, self.backbone, past=past, tokens=tokens.shape[1], width=width)
@@ -219,7 +219,7 @@ class PromptHooks:
             return output
         if not hasattr(output, "get"):
             return (layout.drop(output[0]), *output[1:])
-        cache = output.get("past_key_values", output.get("cache"))
+        cache = cache_of(output)
         if cache is not None and call.rows is not None:
             fill(cache, call.rows, layout.width)
         output["last_hidden_state"] = layout.drop(output["last_hidden_state"])
