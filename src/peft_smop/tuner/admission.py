@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError, PromptIgnoredError
 from peft_smop.rows import RowAdapters
-from peft_smop.tuner.backbone import Backbone
+from peft_smop.tuner.backbone import Backbone, cache_of
 from peft_smop.tuner.scope import SEVERAL_SEQUENCES, check_one_sequence, require
 
 _FILLED = "smop_filled"
@@ -32,12 +32,15 @@ def check_unfilled(holder: Any) -> None:
         )
 
 
-def check_states(states: Any, rows: RowAdapters) -> None:
+def check_states(states: Any, rows: RowAdapters | None) -> None:
     """Refuse an encoder's output that other adapters' prompts are in.
 
     Raises:
         PromptIgnoredError: with whose they are.
     """
+    if rows is None or not rows.names:
+        check_unfilled(states)
+        return
     filled = getattr(states, _FILLED, None)
     if filled is not None and not rows.continues(filled.rows):
         raise PromptIgnoredError(
@@ -73,7 +76,7 @@ def check_input(
     Raises:
         ConfigError: with what to do instead.
     """
-    mask, cache = given.get("attention_mask"), given.get("past_key_values", given.get("cache"))
+    mask, cache = given.get("attention_mask"), cache_of(given)
     if getattr(cache, "is_compileable", False):
         raise ConfigError(
             "static caches have no room for the soft prompt; use the default dynamic cache"

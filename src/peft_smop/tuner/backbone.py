@@ -26,6 +26,12 @@ def bind(
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
+def cache_of(known: Mapping[str, Any]) -> Any:
+    """The KV cache among a call's arguments or results, by either of the names it goes by."""
+    cache = known.get("past_key_values")
+    return known.get("cache") if cache is None else cache
+
+
 _WRAPPERS_NEVER_CALLED = ("opt",)
 """Model types whose head calls what its base model wraps, past the base model itself."""
 

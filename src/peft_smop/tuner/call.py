@@ -34,8 +34,9 @@ class PromptCall(Call):
     """Every row's scaled prompt, once it is decided."""
     rows: RowAdapters | None = None
     decisions: tuple[Decision, ...] = ()
+    labels_given: Tensor | None = None
     labels: Tensor | None = None
-    """Until the backbone's pass has taken them up."""
+    """The same, until the backbone's pass has taken them up."""
     layout: Layout | None = None
     states: Tensor | None = None
     """What the encoder inside the backbone gave, where a pooler needs to look back."""

@@ -22,20 +22,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from peft_smop.errors import ConfigError, PromptIgnoredError
 from peft_smop.rows import RowAdapters, begin, calling, current, end, follow_rows
-from peft_smop.tuner.admission import (
-    check_cache,
-    check_input,
-    check_states,
-    check_unfilled,
-    fill,
-)
-from peft_smop.tuner.backbone import Backbone, bind, parameter_names
-from peft_smop.tuner.call import Apart, Judged, PromptCall
+from peft_smop.tuner import admission
+from peft_smop.tuner.backbone import Backbone, bind, cache_of, parameter_names
+from peft_smop.tuner.call import Apart, PromptCall
 from peft_smop.tuner.doors import Door, GenerateDoor
-from peft_smop.tuner.inputs import continued, layout_of, spliced
-from peft_smop.tuner.judging import posteriors
+from peft_smop.tuner.inputs import continued, encoder_mask, spliced
+from peft_smop.tuner.judging import posterior_of
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.objective import all_terms, joined, share_of_step
 
@@ -96,37 +89,11 @@ class PromptHooks:
         call.in_model = call.admitted = True
         call.seen, call.rows, call.decisions, call.layout = False, None, (), None
         given = bind(self._model_names, args, kwargs)
-        call.labels = given.get("labels")
+        call.labels = call.labels_given = given.get("labels")
         states = given.get("encoder_outputs")
         if states is not None:
-            rows = self._row_adapters(call, len(states[0]))
-            if rows is None or not rows.names:
-                check_unfilled(states)
-            else:
-                check_states(states, rows)
-        call.posterior = self._posterior(call, given)
-
-    def _posterior(self, call: PromptCall, given: dict[str, Any]) -> Tensor | None:
-        """Judge the rows of a training pass, where their strategies ask for it.
-
-        Raises:
-            ConfigError: there are no labels to judge by.
-        """
-        layer = self.layer
-        if not layer.training or layer.disable_adapters or call.decides_once or call.draw:
-            return None
-        named = call.adapter_names if call.adapter_names is not None else layer.active_adapters
-        if not any(name in layer and layer[name].strategy.judges for name in named):
-            return None
-        known = current(layer, Judged)
-        if known is not None:
-            return known.posterior
-        if call.labels is None:
-            raise ConfigError(
-                "routing='posterior' learns from the labels, which did not reach the model (label"
-                " smoothing and losses computed outside take them away); pass labels to the model"
-            )
-        return posteriors(layer, [given], [call.adapter_names])[0]
+            admission.check_states(states, self._row_adapters(call, len(states[0])))
+        call.posterior = posterior_of(self.layer, call, given)
 
     def after_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -144,8 +111,7 @@ class PromptHooks:
         if output is None or self.layer.disable_adapters:  # None: the forward has failed
             return output
         call.check_seen(module)
-        labels = bind(self._model_names, args, kwargs).get("labels")
-        caller = current(self.layer, Apart)
+        labels, caller = call.labels_given, current(self.layer, Apart)
         if caller is not None:
             caller.terms = {}
         if not self.layer.training or call.draw > 0 or (labels is None and caller is None):
@@ -195,17 +161,17 @@ class PromptHooks:
         if tokens is None:
             return None
         rows = self._row_adapters(call, tokens.shape[0])
-        cache = given.get("past_key_values", given.get("cache"))
+        cache = cache_of(given)
         call.seen, call.rows = True, rows
         if rows is None or not rows.names:
-            check_unfilled(cache)
+            admission.check_unfilled(cache)
             self.layer.last = None if rows is None else (rows, ())
             return None
         past = cache.get_seq_length() if cache is not None else 0
         width = self.layer.width(rows)
-        check_input(given, self.backbone, past=past, tokens=tokens.shape[1], width=width)
+        admission.check_input(given, self.backbone, past=past, tokens=tokens.shape[1], width=width)
         if past > 0:
-            check_cache(
+            admission.check_cache(
                 cache, rows, given, past + tokens.shape[1], width, fresh=call.prompts is None
             )
             return (), continued(self.layer, self.backbone, given, rows, tokens, past)
@@ -236,13 +202,13 @@ class PromptHooks:
             return output
         if not self._drops:
             if hasattr(output, "get") and call.rows is not None:
-                fill(output, call.rows, layout.width)
+                admission.fill(output, call.rows, layout.width)
             return output
         if not hasattr(output, "get"):
             return (layout.drop(output[0]), *output[1:])
-        cache = output.get("past_key_values", output.get("cache"))
+        cache = cache_of(output)
         if cache is not None and call.rows is not None:
-            fill(cache, call.rows, layout.width)
+            admission.fill(cache, call.rows, layout.width)
         output["last_hidden_state"] = layout.drop(output["last_hidden_state"])
         if output.get("hidden_states") is not None:
             output["hidden_states"] = tuple(layout.drop(x) for x in output["hidden_states"])
@@ -283,22 +249,8 @@ class PromptHooks:
         rows = self._row_adapters(call, states.shape[0])
         if rows is None or not rows.names:
             return None
-        width = self.layer.width(rows)
-        if mask is None:
-            if is_fresh:
-                raise PromptIgnoredError(
-                    "encoder_outputs without an attention_mask do not show whether they hold the"
-                    " soft prompt; pass the attention_mask of the tokens"
-                )
-            if not self.layer.is_uneven(rows):
-                return None
-        elif mask.shape[1] + width != states.shape[1]:
-            raise PromptIgnoredError(
-                f"encoder_outputs have {states.shape[1]} positions for {mask.shape[1]} tokens and"
-                f" a prompt of"
-                f" {width}: they were computed without this adapter's soft prompt; compute them"
-                f" through the model"
-            )
-        layout = layout_of(self.layer, self.backbone, rows, mask, states, states.shape[1] - width)
-        given["encoder_attention_mask"] = layout.mask(mask)
+        grown = encoder_mask(self.layer, self.backbone, rows, states, mask, is_fresh=is_fresh)
+        if grown is None:
+            return None
+        given["encoder_attention_mask"] = grown
         return (), given

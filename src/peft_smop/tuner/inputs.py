@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from peft_smop.errors import ConfigError
+from peft_smop.errors import ConfigError, PromptIgnoredError
 from peft_smop.rows import RowAdapters, current
 from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.call import PromptCall, Routed
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.mixture import Asked, soft_prompts
-from peft_smop.tuner.scope import content_of, readable
+from peft_smop.tuner.reading import content_of, readable
 from peft_smop.tuner.splice import Layout, left_padding, mean_embedding
 
 
@@ -118,6 +118,46 @@ def continued(
         every = layout.positions(None, first=backbone.first_position)
         given["position_ids"] = every[:, past:]
     return given
+
+
+def encoder_mask(
+    layer: SMoPLayer,
+    backbone: Backbone,
+    rows: RowAdapters,
+    states: Float[Tensor, "b s e"],
+    mask: Tensor | None,
+    *,
+    is_fresh: bool,
+) -> Tensor | None:
+    """The mask (b, s) of an encoder's states that begin with prompts; None: none is needed.
+
+    Args:
+        layer: the adapters.
+        backbone: the encoder.
+        rows: which adapter each row follows.
+        states: what the encoder gave, or a caller.
+        mask: of the tokens alone, (b, n).
+        is_fresh: whether the states are older than this call.
+
+    Raises:
+        PromptIgnoredError: the states were computed without the prompt and have no room for it.
+    """
+    width = layer.width(rows)
+    if mask is None:
+        if is_fresh:
+            raise PromptIgnoredError(
+                "encoder_outputs without an attention_mask do not show whether they hold the"
+                " soft prompt; pass the attention_mask of the tokens"
+            )
+        if not layer.is_uneven(rows):
+            return None
+    elif mask.shape[1] + width != states.shape[1]:
+        raise PromptIgnoredError(
+            f"encoder_outputs have {states.shape[1]} positions for {mask.shape[1]} tokens and a"
+            f" prompt of {width}: they were computed without this adapter's soft prompt; compute"
+            " them through the model"
+        )
+    return layout_of(layer, backbone, rows, mask, states, states.shape[1] - width).mask(mask)
 
 
 def _decided(

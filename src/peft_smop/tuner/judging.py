@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from peft_smop.errors import ConfigError
+from peft_smop.rows import current
+from peft_smop.tuner.call import Judged, PromptCall
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.noise import embedding_fingerprints, fingerprints, row_keys
 from peft_smop.tuner.passes import label_counts, losses_of_rows
@@ -77,6 +80,35 @@ def posteriors(
             table[one.rows, :k] = own_q
             made[place] = table
     return made
+
+
+def posterior_of(
+    layer: SMoPLayer, call: PromptCall, given: Mapping[str, Any]
+) -> Float[Tensor, "b k"] | None:
+    """Judge the rows of a training pass, where their strategies ask for it.
+
+    Args:
+        layer: the adapters.
+        call: whose rows they are.
+        given: the model's arguments by name.
+
+    Raises:
+        ConfigError: there are no labels to judge by.
+    """
+    if not layer.training or layer.disable_adapters or call.decides_once or call.draw:
+        return None
+    named = call.adapter_names if call.adapter_names is not None else layer.active_adapters
+    if not any(name in layer and layer[name].strategy.judges for name in named):
+        return None
+    known = current(layer, Judged)
+    if known is not None:
+        return known.posterior
+    if call.labels is None:
+        raise ConfigError(
+            "routing='posterior' learns from the labels, which did not reach the model (label"
+            " smoothing and losses computed outside take them away); pass labels to the model"
+        )
+    return posteriors(layer, [given], [call.adapter_names])[0]
 
 
 def _rows_by_adapter(

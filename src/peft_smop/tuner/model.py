@@ -158,7 +158,7 @@ class SMoPModel(RowTuner):
         Raises:
             ConfigError: there are no labels, or the head gives no distribution over them.
         """
-        return prompt_losses(self, batch, adapter_names=adapter_names, chunk=chunk)
+        return prompt_losses(self.smop_layer, batch, adapter_names=adapter_names, chunk=chunk)
 
     @contextmanager
     def judged(self, posterior: Tensor | None) -> Iterator[None]:

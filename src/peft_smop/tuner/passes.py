@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,11 +13,8 @@ from torch import Tensor, nn
 from peft_smop.errors import ConfigError
 from peft_smop.rows import BASE, calling, check_adapter_names, on_device
 from peft_smop.tuner.call import PromptCall
+from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.scope import IGNORED_LABEL
-
-if TYPE_CHECKING:
-    from peft_smop.tuner.layer import SMoPLayer
-    from peft_smop.tuner.model import SMoPModel
 
 
 class RowLosses(NamedTuple):
@@ -30,7 +27,7 @@ class RowLosses(NamedTuple):
 
 
 def prompt_losses(
-    tuner: SMoPModel,
+    layer: SMoPLayer,
     batch: Mapping[str, Any],
     *,
     adapter_names: Sequence[str] | None,
@@ -50,12 +47,11 @@ def prompt_losses(
                 f"prompt_losses cannot tell the rows of {name}, a {type(value).__name__}; give it"
                 " tensors"
             )
-    layer = tuner.smop_layer
     if layer.disable_adapters:
         raise ConfigError("prompt_losses needs adapters, and they are disabled")
     if adapter_names is not None:
         check_adapter_names(adapter_names, layer)
-    active = tuner.active_adapters
+    active = layer.active_adapters
     if adapter_names is None and len(active) != 1:
         raise ConfigError(
             f"{len(active)} adapters are active ({', '.join(active)}); pass adapter_names with one"
