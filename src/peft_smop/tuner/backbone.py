@@ -28,8 +28,9 @@ def bind(
 
 def cache_of(known: Mapping[str, Any]) -> Any:
     """The KV cache among a call's arguments or results, by either of the names it goes by."""
-    cache = known.get("past_key_values")
-    return known.get("cache") if cache is None else cache
+    # the new name first: transformers 5.24 warns when the old one is asked for
+    cache = known.get("cache")
+    return known.get("past_key_values") if cache is None else cache
 
 
 _WRAPPERS_NEVER_CALLED = ("opt",)
