@@ -14,11 +14,11 @@ class ByHand(SMoPLayer):
     def add_adapter(self, name, *, prompts, router, strategy, seed, **options):
         self.smop_adapters[name] = Adapter(prompts, router, strategy=strategy, seed=seed, **options)
 
-    def soft_prompts(self, mean, rows: RowAdapters, content=None, asked=Asked()):  # noqa: B008
+    def soft_prompts(self, mean, rows: RowAdapters, content=None, asked=None):
         """The rows' prompts; by default every row says something else, its own place."""
         content = torch.arange(rows.count) if content is None else content
         made, self.decisions = soft_prompts(
-            self.adapters(), rows, mean, content, asked=asked, training=self.training
+            self.adapters(), rows, mean, content, asked=asked or Asked(), training=self.training
         )
         self.last = (rows, tuple(decision.detached() for decision in self.decisions))
         return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -131,13 +132,13 @@ class RowTuner(BaseTuner):
                     setattr(parent, name, child.original_module)
         return self.model
 
+    @abstractmethod
     def _remove_from(self, model: nn.Module) -> None:
         """Take the tuner's modules and hooks off the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _new_call(self, adapter_names: Sequence[str] | None, repeats: bool) -> Call:
         """What is remembered of a forward or generate through PEFT."""
-        raise NotImplementedError
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

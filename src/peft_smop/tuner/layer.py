@@ -59,7 +59,7 @@ class Adapter(nn.Module):
         seed: int,
         scope: Scope = "input",
         network: nn.Module | None = None,
-        penalties: Penalties = Penalties(),  # noqa: B008
+        penalties: Penalties | None = None,
         awaited: bool = False,
         gain: float = 1.0,
         settings: int = 0,
@@ -87,7 +87,7 @@ class Adapter(nn.Module):
         """Uses in the passes of this step, and of how many rows."""
         self.strategy = strategy
         self.scope = scope
-        self.penalties = penalties
+        self.penalties = penalties or Penalties()
         self.awaited = awaited or self.prompts.is_meta
         _ADAPTERS.add(self)
 
