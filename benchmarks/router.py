@@ -6,6 +6,7 @@ Against a forward pass and a training step of the bare backbone on the same rows
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 
 import torch
 from peft import PeftModel
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 import bench
 from bench import Call, Line, Result
 from peft_smop.rows import RowAdapters
-from peft_smop.tuner.mixture import Asked, soft_prompts
+from peft_smop.tuner.deciding import mean_embedding, row_state
+from peft_smop.tuner.mixture import soft_prompts
 from peft_smop.tuner.noise import fingerprints
-from peft_smop.tuner.splice import Layout, left_padding, mean_embedding
+from peft_smop.tuner.splice import Layout, left_padding
 
 FORWARD = "bare forward"
 STEP = "bare step"
@@ -57,11 +59,9 @@ def _parts(model: PeftModel, batch: dict[str, Tensor], x: Tensor) -> dict[str, C
     layer, rows = model.smop_layer, RowAdapters(("default",), None, len(x))
 
     def chosen(mean: Tensor) -> Tensor:
-        content = fingerprints(ids, mask != 0) if layer.training else None
-        prompts, _ = soft_prompts(
-            layer.adapters(), rows, mean, content, asked=Asked(), training=layer.training
-        )
-        return prompts
+        own, read = [layer["default"]], partial(fingerprints, ids, mask != 0)
+        state = row_state(own, rows, read, training=layer.training)
+        return soft_prompts(own, rows, mean, state)[0]
 
     mean = mean_embedding(x, mask != 0)
 

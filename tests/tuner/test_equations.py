@@ -10,10 +10,11 @@ from torch.testing import assert_close
 from by_hand import ByHand
 from peft_smop import SMoPConfig
 from peft_smop.rows import RowAdapters
+from peft_smop.tuner.deciding import mean_embedding
 from peft_smop.tuner.noise import normal, row_keys
 from peft_smop.tuner.routing import RowState
 from peft_smop.tuner.scope import context_mask
-from peft_smop.tuner.splice import Layout, left_padding, mean_embedding
+from peft_smop.tuner.splice import Layout, left_padding
 from peft_smop.tuner.strategies import Linear, Single
 from tiny import KINDS, batch
 

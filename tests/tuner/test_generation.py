@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError, PromptIgnoredError
-from peft_smop.tuner import inputs as prepared
+from peft_smop.tuner import deciding as prepared
 from tiny import GENERATORS, KINDS, VOCABULARY, WIDTH, adapted, batch, decided, row
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

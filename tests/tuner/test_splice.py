@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from peft_smop.errors import ConfigError
+from peft_smop.tuner.deciding import mean_embedding
 from peft_smop.tuner.scope import context_mask
-from peft_smop.tuner.splice import Layout, left_padding, mean_embedding
+from peft_smop.tuner.splice import Layout, left_padding
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 

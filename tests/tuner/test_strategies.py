@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from by_hand import ByHand
 from peft_smop.errors import ConfigError
 from peft_smop.rows import RowAdapters
-from peft_smop.tuner.mixture import Asked
 from peft_smop.tuner.noise import choice, fingerprints, gumbel, normal, row_keys, uniform
 from peft_smop.tuner.routing import RowState
 from peft_smop.tuner.strategies import (
@@ -253,7 +252,7 @@ def test_stochastic_in_training_is_one_random_prompt_unscaled_for_every_row():
     drawn = choice(keys, 3)
     assert set(drawn.tolist()) == {0, 1, 2}
     assert torch.equal(found, PROMPTS[drawn])
-    other = made.soft_prompts(torch.randn(64, 2), all_rows(64), asked=Asked(draw=1))
+    other = made.soft_prompts(torch.randn(64, 2), all_rows(64), draw=1)
     assert not torch.equal(other, found)
     made.end_step()
     assert not torch.equal(made.soft_prompts(torch.randn(64, 2), all_rows(64)), found)

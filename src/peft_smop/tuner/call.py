@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from peft_smop.errors import ConfigError, PromptIgnoredError
-from peft_smop.rows import Call, RowAdapters, on_device
+from peft_smop.errors import PromptIgnoredError
+from peft_smop.rows import Call, RowAdapters
+from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.mixture import Decision
 from peft_smop.tuner.splice import Layout
 
@@ -20,6 +20,7 @@ from peft_smop.tuner.splice import Layout
 class PromptCall(Call):
     """One forward, or one generate with all its forwards."""
 
+    owner: SMoPLayer
     opened_by: Literal["caller", "model", "backbone"] = "caller"
     """Whose hook ends it."""
     routes: Int[Tensor, "b"] | None = None
@@ -48,6 +49,13 @@ class PromptCall(Call):
     """Whether the hooks before a forward have just run, so that it may be computed."""
     seen: bool = False
     """Whether the backbone, or a decoder behind its states, was called."""
+
+    def rows_of(self, count: int) -> RowAdapters | None:
+        """Which adapter each of `count` rows follows; None: adapters are disabled or absent."""
+        if self.owner.disable_adapters:
+            return None
+        active = self.owner.active_adapters
+        return RowAdapters.of(active, self.adapter_names, count, repeated=self.repeats)
 
     @property
     def says_something(self) -> bool:
@@ -89,39 +97,6 @@ class Routed(_Context):
     """One for each row; -1: the row's own choice."""
     by_adapter: Mapping[str, int] = field(default_factory=dict)
     """One for all rows of an adapter, whatever `indices` say."""
-
-    def routes(
-        self, rows: RowAdapters, counts: Mapping[str, int], device: torch.device, *, repeated: bool
-    ) -> Int[Tensor, "b"]:
-        """The routes asked for, row by row.
-
-        Args:
-            rows: which adapter each row follows.
-            counts: how many prompts each adapter has.
-            device: where they are wanted.
-            repeated: whether rows may stand there several times, next to each other.
-
-        Raises:
-            ConfigError: there is not one for each row, or a row's adapter has no such prompt.
-        """
-        routes = [-1] * rows.count
-        if self.indices is not None:
-            given = len(self.indices)
-            if given == 0 or rows.count % given or (given != rows.count and not repeated):
-                raise ConfigError(
-                    f"routed() was given {given} routes for a batch of {rows.count} rows; give one"
-                    " for each row"
-                )
-            routes = self.indices.repeat_interleave(rows.count // given).tolist()
-        names = rows.name_of_each()
-        routes = [self.by_adapter.get(n, j) for n, j in zip(names, routes, strict=True)]
-        for name, route in zip(names, routes, strict=True):
-            if route >= counts.get(name, route + 1):
-                raise ConfigError(
-                    f"prompt {route} was asked for, but adapter {name!r} has {counts[name]};"
-                    f" choose 0 to {counts[name] - 1}, or -1 for a row's own choice"
-                )
-        return on_device(routes, device)
 
 
 @dataclass(eq=False)

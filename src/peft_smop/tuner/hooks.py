@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from peft_smop.rows import RowAdapters, begin, calling, current, end, follow_rows
+from peft_smop.rows import begin, calling, current, end, follow_rows
 from peft_smop.tuner import admission
 from peft_smop.tuner.backbone import Backbone, bind, cache_of, parameter_names
 from peft_smop.tuner.call import Apart, PromptCall
@@ -92,7 +92,7 @@ class PromptHooks:
         call.labels = call.labels_given = given.get("labels")
         states = given.get("encoder_outputs")
         if states is not None:
-            admission.check_states(states, self._row_adapters(call, len(states[0])))
+            admission.check_states(states, call.rows_of(len(states[0])))
         call.posterior = posterior_of(self.layer, call, given)
 
     def after_model(
@@ -160,7 +160,7 @@ class PromptHooks:
         tokens = x if x is not None else ids
         if tokens is None:
             return None
-        rows = self._row_adapters(call, tokens.shape[0])
+        rows = call.rows_of(tokens.shape[0])
         cache = cache_of(given)
         call.seen, call.rows = True, rows
         if rows is None or not rows.names:
@@ -183,13 +183,6 @@ class PromptHooks:
         if self._drops and call.as_tuple:
             given["return_dict"] = True  # states are dropped by name, not by place
         return (), spliced(self.layer, self.backbone, call, given, rows, x, labels)
-
-    def _row_adapters(self, call: PromptCall, count: int) -> RowAdapters | None:
-        """Which adapter each row follows; None when adapters are disabled or absent."""
-        if self.layer.disable_adapters:
-            return None
-        names, active = call.adapter_names, self.layer.active_adapters
-        return RowAdapters.of(active, names, count, repeated=call.repeats)
 
     def after_backbone(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Drop the prompt's positions: heads, losses and callers see the tokens they know."""
@@ -246,7 +239,7 @@ class PromptHooks:
         if call is None or states is None:
             return None
         is_fresh, call.seen = not call.seen and call.prompts is None, True
-        rows = self._row_adapters(call, states.shape[0])
+        rows = call.rows_of(states.shape[0])
         if rows is None or not rows.names:
             return None
         grown = encoder_mask(self.layer, self.backbone, rows, states, mask, is_fresh=is_fresh)

@@ -12,13 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from peft_smop.errors import ConfigError, PromptIgnoredError
-from peft_smop.rows import RowAdapters, current
+from peft_smop.rows import RowAdapters
 from peft_smop.tuner.backbone import Backbone
-from peft_smop.tuner.call import PromptCall, Routed
+from peft_smop.tuner.call import PromptCall
+from peft_smop.tuner.deciding import decided
 from peft_smop.tuner.layer import SMoPLayer
-from peft_smop.tuner.mixture import Asked, soft_prompts
-from peft_smop.tuner.reading import content_of, readable
-from peft_smop.tuner.splice import Layout, left_padding, mean_embedding
+from peft_smop.tuner.splice import Layout, left_padding
 
 
 def layout_of(
@@ -61,18 +60,24 @@ def spliced(
         x: the tokens' embeddings.
         labels: of the pass; None: it has none.
     """
-    mask, positions = given.get("attention_mask"), given.get("position_ids")
+    ids, mask, positions = (given.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
     if given.get("inputs_embeds") is not None and mask is not None:
         # what stands under padding may be anything; a product by 0 would keep it
         x = x.masked_fill((mask == 0)[:, :, None] & ~x.isfinite(), 0)
-    layout, call.rows = layout_of(layer, backbone, rows, mask, x, x.shape[1]), rows
-    if call.prompts is None:
-        prompts = _decided(layer, backbone, call, given.get("input_ids"), rows, x, mask, labels)
-    else:
-        prompts = call.prompts.repeat_interleave(len(x) // len(call.prompts), dim=0)
-    given["input_ids"] = None
-    given["inputs_embeds"] = layout.embeddings(prompts.to(x.dtype), x)
-    if mask is not None or layer.is_uneven(rows):
+    layout = call.layout = layout_of(layer, backbone, rows, mask, x, x.shape[1])
+    needs_mask = mask is not None or layer.is_uneven(rows)
+    prompts = decided(
+        layer,
+        call,
+        rows,
+        x,
+        ids=ids,
+        mask=mask,
+        labels=labels,
+        answers_within=backbone.predicts_next,
+    )
+    given["input_ids"], given["inputs_embeds"] = None, layout.embeddings(prompts.to(x.dtype), x)
+    if needs_mask:
         given["attention_mask"] = mask = layout.mask(mask)
     if backbone.takes_positions and (positions is not None or mask is not None):
         # a caller's positions are kept; without any, counting from the prompt makes left padding
@@ -81,7 +86,6 @@ def spliced(
     for name in ("token_type_ids", "global_attention_mask"):
         if given.get(name) is not None:
             given[name] = layout.with_zeros(given[name])
-    call.layout = layout
     return given
 
 
@@ -158,43 +162,3 @@ def encoder_mask(
             " them through the model"
         )
     return layout_of(layer, backbone, rows, mask, states, states.shape[1] - width).mask(mask)
-
-
-def _decided(
-    layer: SMoPLayer,
-    backbone: Backbone,
-    call: PromptCall,
-    ids: Tensor | None,
-    rows: RowAdapters,
-    x: Tensor,
-    mask: Tensor | None,
-    labels: Tensor | None,
-) -> Float[Tensor, "b l e"]:
-    """Every row's scaled prompt; a generation's is decided once."""
-    adapters, training = layer.adapters(), layer.training
-    routes = call.routes
-    asked = current(layer, Routed)
-    if routes is None and asked is not None:
-        counts = {name: adapter.prompts.shape[0] for name, adapter in adapters.items()}
-        routes = asked.routes(rows, counts, x.device, repeated=call.decides_once)
-    with torch.autocast(x.device.type, enabled=False):
-        read = readable(
-            [adapters[name] for name in rows.names],
-            rows,
-            None if mask is None else mask != 0,
-            labels if backbone.predicts_next else None,
-            like=x,
-            asks_for_labels=backbone.predicts_next and not call.decides_once,
-        )
-        prompts, call.decisions = soft_prompts(
-            adapters,
-            rows,
-            mean_embedding(x, read),
-            content_of(adapters, rows, x, ids, read, training=training),
-            asked=Asked(routes, call.draw, call.posterior),
-            training=training,
-        )
-    layer.last = (rows, tuple(decision.detached() for decision in call.decisions))
-    if call.decides_once:
-        call.prompts = prompts
-    return prompts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 from weakref import WeakSet
 
@@ -292,21 +292,3 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
     def rows_are_independent(self, names: Iterable[str]) -> bool:
         """Whether no row of these adapters, and no training loss on it, sees other rows."""
         return all(self[name].rows_are_independent for name in names)
-
-
-def groups_of(
-    adapters: Mapping[str, Adapter], rows: RowAdapters
-) -> list[tuple[tuple[str, ...], list[int] | None]]:
-    """Adapters of one strategy and shape, and the places of their rows; None: all rows."""
-    if rows.of_row is None:
-        return [(rows.names, None)]
-    kinds: dict[tuple[RoutingStrategy, torch.Size], list[str]] = {}
-    for name in rows.names:
-        adapter = adapters[name]
-        kinds.setdefault((adapter.strategy, adapter.prompts.shape), []).append(name)
-    group_of = {name: i for i, names in enumerate(kinds.values()) for name in names}
-    members: list[list[int]] = [[] for _ in kinds]
-    for row, a in enumerate(rows.of_row):
-        if a >= 0:
-            members[group_of[rows.names[a]]].append(row)
-    return [(tuple(names), own) for names, own in zip(kinds.values(), members, strict=True)]

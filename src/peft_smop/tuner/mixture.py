@@ -8,8 +8,7 @@ about as much as a batch over one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,21 +17,8 @@ from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError
 from peft_smop.rows import RowAdapters, on_device
-from peft_smop.tuner.layer import Adapter, groups_of
-from peft_smop.tuner.noise import row_keys
-from peft_smop.tuner.routing import Routing, RowState
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a pass asks of its rows beyond their adapters."""
-
-    routes: Int[Tensor, "b"] | None = None
-    """The prompt that each row is to be given; -1, or None for all: its strategy's own choice."""
-    draw: int = 0
-    """Which of several draws of randomness for the same rows."""
-    posterior: Float[Tensor, "b k"] | None = None
-    """Every row's, where its strategy judges."""
+from peft_smop.tuner.layer import Adapter
+from peft_smop.tuner.routing import Routing, RoutingStrategy, RowState
 
 
 class Decision(NamedTuple):
@@ -54,131 +40,103 @@ class Decision(NamedTuple):
 
 
 def soft_prompts(
-    adapters: Mapping[str, Adapter],
+    adapters: Sequence[Adapter],
     rows: RowAdapters,
     mean: Float[Tensor, "b e"],
-    content: Int[Tensor, "b"] | None,
-    *,
-    asked: Asked,
-    training: bool,
+    state: RowState,
+    routes: Int[Tensor, "b"] | None = None,
 ) -> tuple[Float[Tensor, "b l e"], tuple[Decision, ...]]:
     """Each row's prompt p_c P_c in fp32 (paper, eq. 4); zeros fill up shorter ones.
 
     Args:
-        adapters: by name.
+        adapters: those of `rows.names`.
         rows: which adapter each row follows.
         mean: the router's input.
-        content: a hash of each row, where a strategy needs it.
-        asked: routes that are asked for, and the draw.
-        training: whether there is noise.
+        state: what strategies may use of each row besides its logits.
+        routes: the prompt that each row is to be given; -1, or None for all: its strategy's choice.
 
     Raises:
         ConfigError: rows of several adapters, one of which lets rows see their neighbours.
     """
-    decisions = []
-    for names, members in groups_of(adapters, rows):
-        strategy = adapters[names[0]].strategy
-        if not strategy.rows_independent and rows.of_row is not None:
+    if rows.of_row is None:
+        routing, chosen = _routed(adapters, None, mean, state, routes)
+        decision = Decision(rows.names, None, None, routing, chosen)
+        return _mixed(adapters, None, routing), (decision,)
+    width, decisions = max(adapter.length for adapter in adapters), []
+    out = mean.new_zeros(len(mean), width, mean.shape[1])
+    for kind, at, whose in _kinds(adapters, rows.of_row, mean.device):
+        own, names = [adapters[a] for a in kind], tuple(rows.names[a] for a in kind)
+        if not own[0].strategy.rows_independent:
             raise ConfigError(
                 f"adapter {names[0]!r} gives a row its neighbours' prompts"
-                f" (routing={type(strategy).__name__.lower()!r}), so it cannot share a batch with"
-                " other adapters; give it batches of its own"
+                f" (routing={type(own[0].strategy).__name__.lower()!r}), so it cannot share a batch"
+                " with other adapters; give it batches of its own"
             )
-        chosen = places = None
-        if members is not None:
-            of_row = rows.of_row or ()
-            place = [names.index(rows.names[of_row[i]]) for i in members]
-            places = on_device(members, mean.device)
-            chosen = on_device(place, mean.device) if len(names) > 1 else None
-        decisions.append(
-            _decide(
-                [adapters[name] for name in names],
-                names,
-                places,
-                chosen,
-                _at(mean, places),
-                _at(content, places),
-                Asked(_at(asked.routes, places), asked.draw, _at(asked.posterior, places)),
-                training=training,
-            )
-        )
-    if len(decisions) == 1 and decisions[0].rows is None:
-        return _prompts(adapters, decisions[0]), tuple(decisions)
-    width = max(adapters[name].length for name in rows.names)
-    out = mean.new_zeros(len(mean), width, mean.shape[1])
-    for decision in decisions:
-        prompts = _prompts(adapters, decision)
+        of_kind = RowState(*(None if part is None else part[at] for part in state))
+        asked = None if routes is None else routes[at]
+        routing, chosen = _routed(own, whose, mean[at], of_kind, asked)
+        prompts = _mixed(own, whose, routing)
         prompts = nn.functional.pad(prompts, (0, 0, 0, width - prompts.shape[1]))
-        assert decision.rows is not None
-        out = out.index_copy(0, decision.rows, prompts)
+        out = out.index_copy(0, at, prompts)
+        decisions.append(Decision(names, at, whose, routing, chosen))
     return out, tuple(decisions)
 
 
-def _at(tensor: Tensor | None, rows: Int[Tensor, "g"] | None) -> Tensor | None:
-    return tensor if tensor is None or rows is None else tensor[rows]
+def _kinds(
+    adapters: Sequence[Adapter], of_row: Sequence[int], device: torch.device
+) -> Iterator[tuple[list[int], Int[Tensor, "g"], Int[Tensor, "g"] | None]]:
+    """Adapters of one strategy and shape; the places of their rows, and which of them each follows.
+
+    The last is None where there is one.
+    """
+    kinds: dict[tuple[RoutingStrategy, torch.Size], list[int]] = {}
+    for a, adapter in enumerate(adapters):
+        kinds.setdefault((adapter.strategy, adapter.prompts.shape), []).append(a)
+    for kind in kinds.values():
+        place = {a: j for j, a in enumerate(kind)}
+        at = on_device([i for i, a in enumerate(of_row) if a in place], device)
+        whose = [place[a] for a in of_row if a in place]
+        yield kind, at, on_device(whose, device) if len(kind) > 1 else None
 
 
-def _decide(
-    own: list[Adapter],
-    names: tuple[str, ...],
-    rows: Int[Tensor, "g"] | None,
-    adapter: Int[Tensor, "g"] | None,
+def _routed(
+    own: Sequence[Adapter],
+    whose: Int[Tensor, "g"] | None,
     mean: Float[Tensor, "g e"],
-    content: Int[Tensor, "g"] | None,
-    asked: Asked,
-    *,
-    training: bool,
-) -> Decision:
-    """Route rows of adapters that share one strategy and shape (paper, eqs. 3 and 5)."""
-    strategy = own[0].strategy
-
-    def of_row(values: list[Tensor]) -> Tensor:
-        return torch.stack(values) if adapter is None else torch.stack(values)[adapter]
-
+    state: RowState,
+    routes: Int[Tensor, "g"] | None,
+) -> tuple[Routing, Int[Tensor, "g"]]:
+    """Route rows of adapters of one strategy and shape (paper, eqs. 3 and 5); what was chosen."""
+    strategy, k = own[0].strategy, own[0].prompts.shape[0]
     if not strategy.has_router:
-        logits = mean.new_zeros(len(mean), own[0].prompts.shape[0])
-    elif adapter is None:
+        logits = mean.new_zeros(len(mean), k)
+    elif whose is None:
         logits = mean @ own[0].router_matrix()
     else:
-        routers = torch.stack([one.router_matrix() for one in own])
-        logits = torch.bmm(mean[:, None, :], routers[adapter])[:, 0, :]
-    keys = steps = None
-    if strategy.is_annealed:
-        steps = of_row([one.steps for one in own])
-    if training and strategy.is_random:
-        assert content is not None
-        seeds, counts = of_row([one.seed for one in own]), of_row([one.steps for one in own])
-        keys = row_keys(seeds, counts, content, asked.draw)
-    posterior = None
-    if strategy.judges and asked.posterior is not None:
-        posterior = asked.posterior[:, : logits.shape[1]]
-    routing = strategy(logits, RowState(keys, steps, content, posterior))
-    chosen = (
-        routing.indices[:, 0] if strategy.chooses else torch.full_like(routing.indices[:, 0], -1)
-    )
-    if asked.routes is not None:
-        routing = _overruled(routing, asked.routes, chooses=strategy.chooses)
-        chosen = torch.where(asked.routes >= 0, asked.routes, chosen)
-    return Decision(names, rows, adapter, routing, chosen)
-
-
-def _overruled(routing: Routing, routes: Int[Tensor, "g"], *, chooses: bool) -> Routing:
-    """Give rows the prompt that is asked for, at the weight of their own choice; 1 without one."""
-    asked = (routes >= 0)[:, None]
+        routers = torch.stack([adapter.router_matrix() for adapter in own])
+        logits = torch.bmm(mean[:, None, :], routers[whose])[:, 0, :]
+    if state.posterior is not None:
+        state = state._replace(posterior=state.posterior[:, :k])
+    routing = strategy(logits, state)
+    first = routing.indices[:, 0]
+    chosen = first if strategy.chooses else torch.full_like(first, -1)
+    if routes is None:
+        return routing, chosen
+    # a row is given the prompt that is asked for at the weight of its own choice; 1 without one
+    is_asked = routes >= 0
     weights = torch.zeros_like(routing.weights)
-    weights[:, 0] = routing.weights[:, 0] if chooses else 1.0
-    return Routing(
-        torch.where(asked, routes[:, None], routing.indices),
-        torch.where(asked, weights, routing.weights),
-        routing.logits,
-    )
+    weights[:, 0] = routing.weights[:, 0] if strategy.chooses else 1.0
+    indices = torch.where(is_asked[:, None], routes[:, None], routing.indices)
+    weights = torch.where(is_asked[:, None], weights, routing.weights)
+    return Routing(indices, weights, routing.logits), torch.where(is_asked, routes, chosen)
 
 
-def _prompts(adapters: Mapping[str, Adapter], decision: Decision) -> Float[Tensor, "g l e"]:
+def _mixed(
+    own: Sequence[Adapter], whose: Int[Tensor, "g"] | None, routing: Routing
+) -> Float[Tensor, "g l e"]:
     """Σ w_j P_j over the prompts decided for each row."""
-    routing = decision.routing
-    if decision.adapter is None:
-        prompts = adapters[decision.names[0]].soft_prompts()
+    if whose is None:
+        prompts = own[0].soft_prompts()
         if routing.indices.shape[1] > 1:
             # a prompt of every row and route at once would not fit for many of them
             weights = torch.zeros_like(routing.logits)
@@ -186,7 +144,7 @@ def _prompts(adapters: Mapping[str, Adapter], decision: Decision) -> Float[Tenso
             return (weights @ prompts.flatten(1)).unflatten(1, tuple(prompts.shape[1:]))
         chosen = prompts[routing.indices]
     else:
-        every = torch.stack([adapters[name].soft_prompts() for name in decision.names])
-        chosen = every[decision.adapter[:, None], routing.indices]
+        every = torch.stack([adapter.soft_prompts() for adapter in own])
+        chosen = every[whose[:, None], routing.indices]
     # not an einsum: a product by 1.0 is exact, a matrix product may run in a shorter format on GPUs
     return (routing.weights[:, :, None, None] * chosen).sum(dim=1)

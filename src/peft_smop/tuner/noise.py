@@ -73,6 +73,13 @@ def embedding_fingerprints(
     return fingerprints((bits.to(torch.int32) * factors).sum(dim=-1), mask)
 
 
+def content_of(
+    ids: Int[Tensor, "b n"] | None, x: Float[Tensor, "b n e"], mask: Bool[Tensor, "b n"] | None
+) -> Int[Tensor, "b"]:
+    """A hash of each row: of its token ids, or, where there are none, of its embeddings."""
+    return embedding_fingerprints(x, mask) if ids is None else fingerprints(ids, mask)
+
+
 def choice(keys: Int[Tensor, "b"], count: int) -> Int[Tensor, "b"]:
     """A whole number below `count` for each key, all equally likely."""
     return (_mix(keys) * count) >> 32

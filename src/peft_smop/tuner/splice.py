@@ -19,17 +19,6 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
-def mean_embedding(
-    x: Float[Tensor, "b n e"], mask: Bool[Tensor, "b n"] | None
-) -> Float[Tensor, "b e"]:
-    """The mean of the attended tokens' embeddings, in fp32: the router's input (section 2.2)."""
-    if mask is None:
-        return x.float().mean(dim=1)
-    weights = mask.float()
-    total = torch.bmm(weights[:, None, :], x.float())[:, 0, :]
-    return total / weights.sum(dim=1, keepdim=True).clamp(min=1)
-
-
 def left_padding(mask: Shaped[Tensor, "b n"]) -> Int[Tensor, "b"]:
     """How many slots precede each row's first attended token."""
     return (mask.cumsum(dim=1) == 0).sum(dim=1)
