@@ -10,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError
+from peft_smop.tuner.deciding import router_logits
 from peft_smop.tuner.noise import fingerprints, row_keys, uniform
 from peft_smop.tuner.posterior import Posterior
 from peft_smop.tuner.routing import RowState
@@ -29,8 +30,8 @@ def labelled(name, rows=6):
     return made
 
 
-def trained(name, judged=1.0, **options):
-    options["judged"] = judged
+def trained(name, judged=1.0, candidates=4, **options):
+    options |= {"judged": judged, "candidates": candidates}
     return without_dropout(adapted(KINDS[name], routing="posterior", **options)).train()
 
 
@@ -67,6 +68,30 @@ def test_balance_moves_a_posterior_toward_equal_use():
     assert use[0] > 0.65
     assert abs(use[1] - 0.5) < 0.02
     assert abs(use[2] - 0.5) < 0.01
+
+
+def test_a_posterior_is_over_the_prompts_that_a_row_was_put_under():
+    """Even priors, likelihoods (1/2, unknown, 1/6): q = (3/4, 0, 1/4)."""
+    losses = torch.tensor([[LN2, math.nan, math.log(6.0)]])
+    thirds = torch.full((3,), 1 / 3)
+    q = Posterior(balance=0.0).posterior(losses, torch.ones(1), torch.zeros(1, 3), thirds)
+    assert_close(q, torch.tensor([[0.75, 0.0, 0.25]]))
+    q = Posterior().posterior(losses, torch.ones(1), torch.zeros(1, 3), thirds)
+    assert q[0, 1] == 0
+    assert_close(q.sum(), torch.ones(()))
+
+
+def test_rows_are_put_under_the_router_s_best_prompts_and_one_drawn_from_the_others():
+    n = 6_000
+    logits = torch.tensor([0.0, 3.0, -1.0, 2.0, 1.0]).repeat(n, 1)
+    keys = row_keys(torch.zeros(1).long(), torch.zeros(1).long(), torch.arange(n))
+    tried = Posterior(candidates=3).tried(logits, keys)
+    assert (tried[:, :2] == torch.tensor([1, 3])).all()
+    shares = torch.bincount(tried[:, 2], minlength=5) / n
+    assert_close(shares, torch.tensor([1, 0, 1, 0, 1]) / 3, rtol=0, atol=0.02)
+    every = Posterior(candidates=8).tried(logits[:3], keys[:3])
+    assert every.sort(dim=1).values.tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert Posterior().tried(torch.zeros(2, 1), keys[:2]).tolist() == [[0], [0]]
 
 
 def test_few_rows_are_balanced_with_the_steps_before_them():
@@ -109,6 +134,8 @@ def test_a_prompt_is_drawn_from_the_posterior_and_unjudged_rows_keep_the_router_
     [
         ({"judged": 0.0}, "judged=0.0 must be above 0"),
         ({"judged": 1.5}, "judged=1.5"),
+        ({"candidates": 1}, "candidates=1 must be at least 2"),
+        ({"every": 0}, "every=0 must be at least 1 step"),
         ({"balance": -0.1}, "balance=-0.1 must be from 0 to 1"),
         ({"evidence": 0.0}, "evidence=0.0 must be above 0"),
         ({"perturbation": True}, "contradicts routing='posterior'"),
@@ -165,6 +192,30 @@ def test_a_training_pass_adds_the_cross_entropy_and_trains_the_drawn_prompt(name
 
 
 @pytest.mark.parametrize("name", THREE)
+@pytest.mark.parametrize("embedded", [False, True])
+def test_what_the_router_says_is_known_without_a_pass(name, embedded):
+    model, made = trained(name), labelled(name)
+    if embedded:
+        made["inputs_embeds"] = model.get_input_embeddings()(made.pop("input_ids")).detach()
+        made["inputs_embeds"][made["attention_mask"] == 0] = math.nan
+    model(**made)
+    found = router_logits(model.smop_layer, "default", made)
+    assert torch.equal(found, model.last_routes.logits)
+
+
+def test_judging_may_leave_steps_out():
+    model, made = trained("bert", every=3), labelled("bert")
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    judged = []
+    for _ in range(6):
+        model(**made).loss.backward()
+        judged.append(model.smop_layer["default"].router.grad is not None)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert judged == [True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize("name", THREE)
 def test_in_evaluation_it_is_one_pass_and_the_best_prompt_unscaled(name):
     model, made = adapted(KINDS[name], routing="posterior"), labelled(name)
     passes = []
@@ -198,7 +249,7 @@ def test_in_a_mixed_batch_every_adapter_is_judged_by_its_own_rows(name):
     made = labelled(name)
 
     def zoo():
-        model = adapted(KINDS[name], routing="posterior", judged=1.0)
+        model = adapted(KINDS[name], routing="posterior", judged=1.0, candidates=4)
         model.add_adapter("plain", SMoPConfig(task_type=KINDS[name].task_type))
         model.set_requires_grad(["default", "plain"])
         return without_dropout(model).train()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -79,6 +80,29 @@ def decided(
     return prompts
 
 
+def router_logits(layer: SMoPLayer, name: str, batch: Mapping[str, Any]) -> Float[Tensor, "b k"]:
+    """What one adapter's router says of a batch's rows, without a pass of the backbone.
+
+    Args:
+        layer: the adapters.
+        name: the adapter.
+        batch: as the model takes it, with labels.
+    """
+    backbone, adapter, mask = layer.hooks.backbone, layer[name], batch.get("attention_mask")
+    x = batch.get("inputs_embeds")
+    with torch.no_grad(), torch.autocast(batch["labels"].device.type, enabled=False):
+        x = backbone.embedding(batch["input_ids"]) if x is None else finite(x, mask)
+        read = readable(
+            [adapter],
+            RowAdapters((name,), None, len(x)),
+            None if mask is None else mask != 0,
+            batch["labels"] if backbone.predicts_next else None,
+            like=x,
+            asks_for_labels=backbone.predicts_next,
+        )
+        return mean_embedding(x, read) @ adapter.router_matrix()
+
+
 def _asked(
     layer: SMoPLayer, call: PromptCall, rows: RowAdapters, device: torch.device
 ) -> Int[Tensor, "b"] | None:
@@ -111,6 +135,11 @@ def _asked(
                 f" choose 0 to {counts[name] - 1}, or -1 for a row's own choice"
             )
     return on_device(routes, device)
+
+
+def finite(x: Float[Tensor, "b n e"], mask: Tensor | None) -> Float[Tensor, "b n e"]:
+    """A caller's embeddings, of which anything may stand under padding; times 0 it would stay."""
+    return x if mask is None else x.masked_fill((mask == 0)[:, :, None] & ~x.isfinite(), 0)
 
 
 def mean_embedding(

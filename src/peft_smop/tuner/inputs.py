@@ -15,7 +15,7 @@ from peft_smop.errors import ConfigError, PromptIgnoredError
 from peft_smop.rows import RowAdapters
 from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.call import PromptCall
-from peft_smop.tuner.deciding import decided
+from peft_smop.tuner.deciding import decided, finite
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.splice import Layout, left_padding
 
@@ -61,9 +61,8 @@ def spliced(
         labels: of the pass; None: it has none.
     """
     ids, mask, positions = (given.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
-    if given.get("inputs_embeds") is not None and mask is not None:
-        # what stands under padding may be anything; a product by 0 would keep it
-        x = x.masked_fill((mask == 0)[:, :, None] & ~x.isfinite(), 0)
+    if given.get("inputs_embeds") is not None:
+        x = finite(x, mask)
     layout = call.layout = layout_of(layer, backbone, rows, mask, x, x.shape[1])
     needs_mask = mask is not None or layer.is_uneven(rows)
     prompts = decided(

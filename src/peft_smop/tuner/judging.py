@@ -1,4 +1,4 @@
-"""Rows under every prompt of their adapter, before they are trained on: what posteriors are of."""
+"""Rows under several prompts of their adapter, before they are trained on: posteriors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from peft_smop.errors import ConfigError
 from peft_smop.rows import current
 from peft_smop.tuner.call import Judged, PromptCall
+from peft_smop.tuner.deciding import router_logits
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.noise import embedding_fingerprints, fingerprints, row_keys
 from peft_smop.tuner.passes import label_counts, losses_of_rows
 from peft_smop.tuner.posterior import Posterior
 
-_JUDGED_DRAW = 2**20
-"""The draw by which rows are chosen to be judged, unlike any that routes them."""
+_JUDGED_DRAW, _TRIED_DRAW = 2**20, 2**20 + 1
+"""The draws by which rows, and prompts for them, are chosen: unlike any that routes them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def posteriors(
     of_adapter: dict[str, list[tuple[int, Tensor]]] = {}
     for place, (batch, own) in enumerate(zip(batches, names, strict=True)):
         for name, rows in _rows_by_adapter(layer, batch, own).items():
-            if layer[name].strategy.judges:
+            if _is_due(layer[name]):
                 of_adapter.setdefault(name, []).append((place, rows))
     found: dict[str, list[tuple[int, _Judged]]] = {}
     for name, candidates in of_adapter.items():
@@ -124,6 +125,14 @@ def _rows_by_adapter(
     return {name: torch.tensor(own, device=labels.device) for name, own in rows.items()}
 
 
+def _is_due(adapter: Adapter) -> bool:
+    """Whether this is a step at which the adapter's rows are judged."""
+    strategy = adapter.strategy
+    if not isinstance(strategy, Posterior):
+        return False
+    return strategy.every == 1 or int(adapter.steps) % strategy.every == 0
+
+
 def _chosen(
     adapter: Adapter,
     batches: Sequence[Mapping[str, Any]],
@@ -141,7 +150,9 @@ def _chosen(
     count = math.ceil(strategy.judged * sum(len(rows) for _, rows in candidates))
     if strategy.judged == 1:
         return list(candidates)
-    keys = torch.cat([_keys(adapter, batches[place])[rows] for place, rows in candidates])
+    keys = torch.cat(
+        [_keys(adapter, batches[place], _JUDGED_DRAW)[rows] for place, rows in candidates]
+    )
     order = keys.argsort()[:count]
     if len(candidates) == 1:
         ((place, rows),) = candidates
@@ -160,26 +171,29 @@ def _judge(
     rows: Int[Tensor, "r"],
     names: Sequence[str] | None,
 ) -> _Judged:
-    """Put some of one adapter's rows under all of its prompts."""
-    adapter = layer[name]
-    k, predicts_next = adapter.prompts.shape[0], layer.hooks.backbone.predicts_next
-    routes = torch.arange(k, device=rows.device).repeat(len(rows))
+    """Put some of one adapter's rows under several of its prompts."""
+    adapter, predicts_next = layer[name], layer.hooks.backbone.predicts_next
+    strategy = adapter.strategy
+    assert isinstance(strategy, Posterior)
+    logits = router_logits(layer, name, batch)[rows]
+    tried = strategy.tried(logits, _keys(adapter, batch, _TRIED_DRAW)[rows])
+    count = tried.shape[1]
     found = losses_of_rows(
         layer,
         batch,
-        rows.repeat_interleave(k),
-        routes,
-        adapter_names=None if names is None else [name] * len(routes),
-        chunk=max(len(batch["labels"]), k),
+        rows.repeat_interleave(count),
+        tried.flatten(),
+        adapter_names=None if names is None else [name] * (len(rows) * count),
+        # a pass without gradient keeps nothing for the way back
+        chunk=2 * max(len(batch["labels"]), count),
     )
-    assert found.logits is not None
+    losses = torch.full_like(logits, math.nan).scatter(1, tried, found.view_as(tried))
     tokens = label_counts(batch["labels"], predicts_next=predicts_next)[rows]
-    losses, logits = found.losses.view(len(rows), k), found.logits[::k]
     return _Judged(rows, losses, tokens, logits)
 
 
-def _keys(adapter: Adapter, batch: Mapping[str, Any]) -> Int[Tensor, "b"]:
+def _keys(adapter: Adapter, batch: Mapping[str, Any], draw: int) -> Int[Tensor, "b"]:
     ids, x, mask = (batch.get(key) for key in ("input_ids", "inputs_embeds", "attention_mask"))
     attended = None if mask is None else mask != 0
     said = embedding_fingerprints(x, attended) if ids is None else fingerprints(ids, attended)
-    return row_keys(adapter.seed[None], adapter.steps[None], said, _JUDGED_DRAW)
+    return row_keys(adapter.seed[None], adapter.steps[None], said, draw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,15 +15,6 @@ from peft_smop.rows import BASE, calling, check_adapter_names, on_device
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.scope import IGNORED_LABEL
-
-
-class RowLosses(NamedTuple):
-    """What passes over some rows found."""
-
-    losses: Float[Tensor, "r"]
-    """-log p(labels) of every row, summed over its labels."""
-    logits: Float[Tensor, "r k"] | None
-    """What its router said of it; None where rows follow adapters of several shapes."""
 
 
 def prompt_losses(
@@ -69,7 +60,7 @@ def prompt_losses(
     routes = on_device([j for _, j in pairs], labels.device)
     own = None if adapter_names is None else [names[row] for row, _ in pairs]
     found = losses_of_rows(layer, batch, rows, routes, adapter_names=own, chunk=chunk)
-    losses[rows, routes] = found.losses.to(losses.dtype)
+    losses[rows, routes] = found.to(losses.dtype)
     return losses
 
 
@@ -81,8 +72,8 @@ def losses_of_rows(
     *,
     adapter_names: Sequence[str] | None,
     chunk: int,
-) -> RowLosses:
-    """The losses of some of a batch's rows, each under the prompt that is asked for.
+) -> Float[Tensor, "r"]:
+    """-log p(labels) of some of a batch's rows, summed over labels, each under a prompt asked for.
 
     Without gradient and in evaluation mode, so that rows differ by their prompts alone.
 
@@ -95,7 +86,7 @@ def losses_of_rows(
         chunk: most rows in one pass.
     """
     model, count, last = layer.hooks.model, len(batch["labels"]), layer.last
-    losses, logits = [], []
+    losses = []
     with _evaluating(model), torch.no_grad():
         for i in range(0, len(rows), chunk):
             own, asked = rows[i : i + chunk], routes[i : i + chunk]
@@ -105,15 +96,12 @@ def losses_of_rows(
                 for name, value in batch.items()
             }
             part.pop("num_items_in_batch", None)
-            with calling(PromptCall(layer, names, routes=asked)) as call:
+            with calling(PromptCall(layer, names, routes=asked)):
                 output = model(**part)
             predicts_next = layer.hooks.backbone.predicts_next
             losses.append(row_losses(output, part["labels"], predicts_next=predicts_next))
-            if len(call.decisions) == 1 and call.decisions[0].rows is None:
-                logits.append(call.decisions[0].routing.logits)
     layer.last = last
-    whole = torch.cat(logits) if len(logits) == len(losses) else None
-    return RowLosses(torch.cat(losses), whole)
+    return torch.cat(losses)
 
 
 def row_losses(output: Any, labels: Tensor, *, predicts_next: bool) -> Float[Tensor, "b"]:
