@@ -93,6 +93,7 @@ def test_rows_are_not_divided_without_need_and_then_where_it_saves_most():
         ("t5", {"routing": "stochastic", "consistency": 0.5}),
         ("t5", {"routing": "posterior", "judged": 0.5}),
         ("bert", {"routing": "posterior"}),
+        ("llama", {"routing": "posterior", "exact": True}),
         ("bert", {"routing": "hashed"}),
         ("llama", {"routing": "single"}),
     ],
@@ -140,11 +141,12 @@ def test_runs_in_one_step_have_the_losses_and_gradients_they_have_alone(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["smop", "prompt tuning", "lora"])
+@pytest.mark.parametrize("method", ["smop", "exact", "prompt tuning", "lora"])
 def test_a_batch_s_loss_is_the_model_s_own(saved_models, kind, method):
     base, formulation = backbone(saved_models, kind)
     config = {
         "smop": SMoPConfig(task_type=KINDS[kind][1], perturbation=False),
+        "exact": SMoPConfig(task_type=KINDS[kind][1], routing="posterior", exact=True),
         "prompt tuning": PromptTuningConfig(
             task_type=KINDS[kind][1], num_virtual_tokens=4, num_transformer_submodules=1
         ),

@@ -81,6 +81,8 @@ def forward_backward(
                 around.enter_context(tuner.judged(posterior))
             logits = model(**inputs, **more).logits
         found, of_row = formulation.answer_losses(logits, batch["labels"])
+        if apart is not None and apart.losses is not None:
+            found, of_row = apart.losses, list(range(len(members)))
         of_run = on_device([rows[members[row]][0] for row in of_row], device)
         each = torch.zeros_like(losses).index_add(0, of_run, found / tokens[of_run])
         if apart is not None and apart.terms:

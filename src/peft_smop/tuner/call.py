@@ -136,3 +136,5 @@ class Apart(_Context):
 
     terms: dict[str, Tensor] = field(default_factory=dict)
     """What the last pass within asks for, by adapter, each a mean over its rows."""
+    losses: Float[Tensor, "b"] | None = None
+    """In place of the last pass's own: every row's, summed over its labels; None: its own stand."""

@@ -122,11 +122,18 @@ class PromptHooks:
         )
 
     def _again(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: PromptCall
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call: PromptCall,
+        routes: Tensor | None = None,
     ) -> Any:
-        """The same rows through the model once more, with another draw; the last routes stay."""
+        """The same rows through the model again, by another draw or routes; the last ones stay."""
         last = self.layer.last
-        further = PromptCall(self.layer, call.adapter_names, call.repeats, draw=call.draw + 1)
+        further = PromptCall(
+            self.layer, call.adapter_names, call.repeats, routes=routes, draw=call.draw + 1
+        )
         with calling(further):
             output = module(*args, **kwargs)
         self.layer.last = last

@@ -128,7 +128,7 @@ def _rows_by_adapter(
 def _is_due(adapter: Adapter) -> bool:
     """Whether this is a step at which the adapter's rows are judged."""
     strategy = adapter.strategy
-    if not isinstance(strategy, Posterior):
+    if not isinstance(strategy, Posterior) or strategy.exact:
         return False
     return strategy.every == 1 or int(adapter.steps) % strategy.every == 0
 

@@ -19,6 +19,7 @@ from peft_smop.tuner.call import Apart, PromptCall
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.losses import divergence, first_choices
 from peft_smop.tuner.mixture import Decision
+from peft_smop.tuner.passes import label_counts, row_losses
 from peft_smop.tuner.routing import Routing
 from peft_smop.tuner.scope import IGNORED_LABEL
 
@@ -27,7 +28,7 @@ def with_terms(
     layer: SMoPLayer,
     call: PromptCall,
     output: Any,
-    again: Callable[[], Any],
+    again: Callable[..., Any],
     *,
     labels_of_step: Any,
     predicts_next: bool,
@@ -38,13 +39,13 @@ def with_terms(
         layer: the adapters.
         call: the pass.
         output: the model's.
-        again: computes it once more with another draw.
+        again: computes it once more, with another draw or the routes that it is given.
         labels_of_step: how many labels the whole step counts, where a trainer says so.
         predicts_next: whether logits belong to the token after.
     """
     labels, caller = call.labels_given, current(layer, Apart)
     if caller is not None:
-        caller.terms = {}
+        caller.terms, caller.losses = {}, None
     if not layer.training or call.draw > 0 or (labels is None and caller is None):
         return output
     terms = all_terms(
@@ -56,12 +57,66 @@ def with_terms(
         again,
         predicts_next=predicts_next,
     )
+    losses = None
+    if labels is not None:
+        losses = marginal_losses(layer, call, labels, output, again, predicts_next=predicts_next)
     if caller is not None:
-        caller.terms = terms
-    elif terms and call.rows is not None and labels is not None:
+        caller.terms, caller.losses = terms, losses
+        return output
+    if losses is not None and labels is not None:
+        total = labels_of_step
+        if total is None:
+            total = label_counts(labels, predicts_next=predicts_next).sum()
+        output = _with_loss(output, losses.sum() / total)
+    if terms and call.rows is not None and labels is not None:
         share = share_of_step(labels_of_step, labels, predicts_next=predicts_next)
         return joined(output, terms, call.rows, share)
     return output
+
+
+def marginal_losses(
+    layer: SMoPLayer,
+    call: PromptCall,
+    labels: Tensor,
+    output: Any,
+    again: Callable[[Tensor], Any],
+    *,
+    predicts_next: bool,
+) -> Float[Tensor, "b"] | None:
+    """-log Σ_j p_j p(labels | prompt j) of every row, and the pass's own loss of other rows.
+
+    Args:
+        layer: the adapters.
+        call: the pass, whose decisions hold p.
+        labels: of the batch.
+        output: the model's.
+        again: computes it under the prompts that it is given, -1 for a row's own.
+        predicts_next: whether logits belong to the token after.
+
+    Returns:
+        None where no row's strategy asks for it.
+    """
+    marginal = [
+        (decision.routing.logits, decision.rows)
+        for decision in call.decisions
+        if layer[decision.names[0]].strategy.is_marginal
+    ]
+    if not marginal:
+        return None
+    every = []
+    for j in range(max(logits.shape[1] for logits, _ in marginal)):
+        routes = torch.full((len(labels),), -1, device=labels.device)
+        for logits, rows in marginal:
+            if j < logits.shape[1]:
+                routes[slice(None) if rows is None else rows] = j
+        every.append(row_losses(again(routes), labels, predicts_next=predicts_next))
+    under = torch.stack(every, dim=1)
+    losses = row_losses(output, labels, predicts_next=predicts_next)
+    for logits, rows in marginal:
+        at = torch.arange(len(labels), device=labels.device) if rows is None else rows
+        joint = logits.log_softmax(dim=-1) - under[at, : logits.shape[1]]
+        losses = losses.index_copy(0, at, -joint.logsumexp(dim=-1))
+    return losses
 
 
 def all_terms(
@@ -194,9 +249,15 @@ def joined(
 ) -> Any:
     """A model's labelled output with the terms in its loss."""
     mean = torch.stack([rows.rows_of(name) / rows.count * t for name, t in terms.items()]).sum()
+    loss = output[0] if isinstance(output, tuple) else output["loss"]
+    return _with_loss(output, loss + mean * share)
+
+
+def _with_loss(output: Any, loss: Tensor) -> Any:
+    """A model's labelled output with another loss."""
     if isinstance(output, tuple):
-        return (output[0] + mean * share, *output[1:])
-    output["loss"] = output["loss"] + mean * share
+        return (loss, *output[1:])
+    output["loss"] = loss
     return output
 
 

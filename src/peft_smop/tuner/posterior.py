@@ -8,7 +8,7 @@ gradient, and the router learns what came out (`judging.py` makes those passes).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -44,6 +44,9 @@ class Posterior(RoutingStrategy):
     the loss -Σ_j q_j log p_j. Rows that are not judged are given P_c, c = argmax p. In evaluation
     all are: one pass, unscaled.
 
+    With `exact` the loss is -log Σ_j p_j exp(-L_j) itself, with the gradient of all prompts: k + 1
+    passes, nothing judged, balanced or tempered. For study.
+
     The expectation step and one drawn term of the maximisation step of Jacobs et al. (1991), the
     former over few prompts as in Neal and Hinton (1998); for soft prompts Qin and Eisner (2021).
     """
@@ -53,6 +56,7 @@ class Posterior(RoutingStrategy):
     every: int = option(1, "steps from one in which rows are judged to the next")
     balance: float = option(0.5, "how far a posterior is moved toward equal use of the prompts")
     evidence: float = option(4.0, "tokens of an answer that a posterior believes at most")
+    exact: bool = option(False, "train all prompts on every row by the mixture's likelihood itself")
 
     default_num_prompts: ClassVar[int] = 4
 
@@ -67,6 +71,19 @@ class Posterior(RoutingStrategy):
             raise ConfigError(f"balance={self.balance!r} must be from 0 to 1")
         if not self.evidence > 0:
             raise ConfigError(f"evidence={self.evidence!r} must be above 0")
+
+        for one in fields(self) if self.exact else ():
+            value = getattr(self, one.name)
+            if one.name != "exact" and value != one.default:
+                raise ConfigError(
+                    f"{one.name}={value!r} contradicts exact=True, which judges no rows; leave"
+                    f" {one.name} out"
+                )
+
+    @property
+    def is_marginal(self) -> bool:
+        """Only in the exact form."""
+        return self.exact
 
     @property
     def judges(self) -> bool:

@@ -69,6 +69,11 @@ class RoutingStrategy(ABC):
         return False
 
     @property
+    def is_marginal(self) -> bool:
+        """Whether all prompts are trained on every row, by the likelihood of their mixture."""
+        return False
+
+    @property
     def is_annealed(self) -> bool:
         """Whether it depends on the number of training steps."""
         return False
