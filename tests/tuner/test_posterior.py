@@ -71,18 +71,16 @@ def test_balance_moves_a_posterior_toward_equal_use():
     assert abs(use[2] - 0.5) < 0.01
 
 
-def test_a_posterior_is_over_the_prompts_that_a_row_was_put_under():
-    """Even priors, likelihoods (1/2, unknown, 1/6): q = (3/4, 0, 1/4)."""
-    losses = torch.tensor([[LN2, math.nan, math.log(6.0)]])
+def test_a_posterior_divides_the_share_of_the_prompts_that_a_row_was_put_under():
+    """Priors (1/2, 1/4, 1/4), likelihoods (1/6, 1/2, unknown): (1/12, 1/8) of 3/4, and 1/4."""
+    losses = torch.tensor([[math.log(6.0), LN2, math.nan]])
+    logits = torch.tensor([[LN2, 0.0, 0.0]])
     thirds = torch.full((3,), 1 / 3)
-    q = Posterior(balance=0.0).posterior(losses, torch.ones(1), torch.zeros(1, 3), thirds)
-    assert_close(q, torch.tensor([[0.75, 0.0, 0.25]]))
-    q = Posterior().posterior(losses, torch.ones(1), torch.zeros(1, 3), thirds)
-    assert q[0, 1] == 0
-    assert_close(q.sum(), torch.ones(()))
+    q = Posterior(balance=0.0).posterior(losses, torch.ones(1), logits, thirds)
+    assert_close(q, torch.tensor([[0.3, 0.45, 0.25]]))
 
 
-def test_rows_are_put_under_the_router_s_best_prompts_and_one_drawn_from_the_others():
+def test_rows_are_put_under_the_router_s_best_prompts_and_others_at_random():
     n = 6_000
     logits = torch.tensor([0.0, 3.0, -1.0, 2.0, 1.0]).repeat(n, 1)
     keys = row_keys(torch.zeros(1).long(), torch.zeros(1).long(), torch.arange(n))
@@ -92,7 +90,13 @@ def test_rows_are_put_under_the_router_s_best_prompts_and_one_drawn_from_the_oth
     assert_close(shares, torch.tensor([1, 0, 1, 0, 1]) / 3, rtol=0, atol=0.02)
     every = Posterior(candidates=8).tried(logits[:3], keys[:3])
     assert every.sort(dim=1).values.tolist() == [[0, 1, 2, 3, 4]] * 3
-    assert Posterior().tried(torch.zeros(2, 1), keys[:2]).tolist() == [[0], [0]]
+
+
+@pytest.mark.parametrize(("k", "count"), [(1, 1), (2, 2), (4, 4), (9, 6), (16, 8), (32, 12)])
+def test_the_number_of_candidates_grows_with_the_root_of_k(k, count):
+    tried = Posterior().tried(torch.zeros(2, k), torch.tensor([1, 2]))
+    assert tried.shape == (2, count)
+    assert all(len(set(row)) == count for row in tried.tolist())
 
 
 def test_few_rows_are_balanced_with_the_steps_before_them():

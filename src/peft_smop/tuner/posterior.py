@@ -38,21 +38,24 @@ class Posterior(RoutingStrategy):
 
     In training, for every judged row: q_j ∝ p_j exp(-L_j), where L_j = -log p(y | [P_j; x]) without
     gradient, of at most `evidence` tokens: L_j min(1, evidence / n) for an answer of n. The row is
-    put under `candidates` prompts, the most probable but for one that is drawn from the others; q_j
-    is 0 for the rest. Then q is moved toward equal use of the prompts: `BALANCE_STEPS` times log
-    q_j is lowered by `balance` times log(k · mean q_j). The row is given P_c, c ~ q, and the router
-    the loss -Σ_j q_j log p_j. Rows that are not judged are given P_c, c = argmax p. In evaluation
-    all are: one pass, unscaled.
+    put under `candidates` prompts, half of them the most probable, the others drawn; over those q
+    divides what p gives them, and the rest keep q_j = p_j. Then q is moved toward equal use of the
+    prompts: `BALANCE_STEPS` times log q_j is lowered by `balance` times log(k · mean q_j). The row
+    is given P_c, c ~ q, and the router the loss -Σ_j q_j log p_j. Rows that are not judged are
+    given P_c, c = argmax p. In evaluation all are: one pass, unscaled.
 
     With `exact` the loss is -log Σ_j p_j exp(-L_j) itself, with the gradient of all prompts: k + 1
     passes, nothing judged, balanced or tempered. For study.
 
     The expectation step and one drawn term of the maximisation step of Jacobs et al. (1991), the
-    former over few prompts as in Neal and Hinton (1998); for soft prompts Qin and Eisner (2021).
+    former over few prompts at a time as in Neal and Hinton (1998); for soft prompts Qin and Eisner
+    (2021).
     """
 
     judged: float = option(0.33, "share of a step's rows that are put under several prompts")
-    candidates: int = option(3, "prompts that a judged row is put under, one of them drawn")
+    candidates: int | None = option(
+        None, "prompts that a judged row is put under; 2 ⌈√k⌉ by default"
+    )
     every: int = option(1, "steps from one in which rows are judged to the next")
     balance: float = option(0.5, "how far a posterior is moved toward equal use of the prompts")
     evidence: float = option(4.0, "tokens of an answer that a posterior believes at most")
@@ -63,7 +66,7 @@ class Posterior(RoutingStrategy):
     def __post_init__(self) -> None:
         if not 0 < self.judged <= 1:
             raise ConfigError(f"judged={self.judged!r} must be above 0 and at most 1")
-        if self.candidates < 2:
+        if self.candidates is not None and self.candidates < 2:
             raise ConfigError(f"candidates={self.candidates} must be at least 2, to compare them")
         if self.every < 1:
             raise ConfigError(f"every={self.every} must be at least 1 step")
@@ -91,11 +94,12 @@ class Posterior(RoutingStrategy):
         return True
 
     def tried(self, logits: Float[Tensor, "m k"], keys: Int[Tensor, "m"]) -> Int[Tensor, "m c"]:
-        """The prompts that rows are put under: the router's best, last one of the others drawn."""
+        """The prompts that rows are put under: first the router's best, then others at random."""
         k = logits.shape[1]
-        best = logits.topk(min(self.candidates, k) - 1, dim=-1).indices
+        count = min(k, self.candidates or 2 * math.ceil(math.sqrt(k)))
+        best = logits.topk((count + 1) // 2, dim=-1).indices
         others = uniform(keys, k).scatter(1, best, -1.0)
-        return torch.cat([best, others.argmax(dim=-1, keepdim=True)], dim=1)
+        return torch.cat([best, others.topk(count // 2, dim=-1).indices], dim=1)
 
     def posterior(
         self,
@@ -114,7 +118,11 @@ class Posterior(RoutingStrategy):
             usage: how much the steps before used each prompt.
         """
         tempered = losses * (self.evidence / tokens).clamp(max=1)[:, None]
-        q = (logits.log_softmax(dim=-1) - tempered).masked_fill(losses.isnan(), -math.inf)
+        prior = logits.log_softmax(dim=-1)
+        among = prior.masked_fill(losses.isnan(), -math.inf)
+        # what was not tried counts as those that were do on average, so that it keeps its prior
+        mean = (among - tempered.nan_to_num()).logsumexp(dim=-1) - among.logsumexp(dim=-1)
+        q = prior + torch.where(losses.isnan(), mean[:, None], -tempered)
         k = losses.shape[1]
         own = min(1.0, len(losses) / (ROWS_PER_PROMPT * k))
         for _ in range(BALANCE_STEPS):
