@@ -20,6 +20,7 @@ SCRIPTS = {
     "scaling": ["--rows", "4", "--tokens", "8"],
     "packed": ["--rows", "4", "--steps", "1", "--runs", "2", "--tasks", "medley"],
     "compile": ["--rows", "4", "--tokens", "8"],
+    "posterior": ["--rows", "4", "--tokens", "8"],
     "packing": ["--rows", "4", "--batches", "2", "--task", "medley"],
 }
 
