@@ -85,6 +85,7 @@ def prepare(spec: RunSpec) -> Prepared:
     task, split = load_task_of(spec)
     configure(spec.method, Setting(TaskType.SEQ_2_SEQ_LM, task.verbalizers, spec.model, spec.seed))
     train = _training_examples(split, spec)
+    populations = _populations(spec, train)
     # heads and PEFT's own prompts start from torch's global generator
     set_seed(spec.seed)
     dtype = spec.training.precision
@@ -92,12 +93,14 @@ def prepare(spec: RunSpec) -> Prepared:
         dtype = "fp32"  # bf16 weights would round most updates away
     backbone = load_backbone(spec.model, labels=len(task.labels), dtype=dtype)
     formulation = put(task, backbone, spec)
+    formulation.populations = populations
     setting = Setting(
         TaskType(backbone.task_type),
         task.verbalizers,
         backbone.tokenizer.name_or_path,
         spec.seed,
         steps=spec.training.planned_steps(len(train)),
+        populations=len(populations),
     )
     model = build(backbone.model, spec.method, setting)
     return Prepared(task, split, train, backbone, model, formulation)
@@ -390,6 +393,23 @@ def _training_examples(split: Split, spec: RunSpec) -> Sequence[Example]:
         return split.train
     order = np.random.default_rng(spec.seed).permutation(len(split.train))[: spec.train_examples]
     return [split.train[i] for i in sorted(order)]
+
+
+def _populations(spec: RunSpec, train: Sequence[Example]) -> tuple[str, ...]:
+    """The sub-populations that a method is told of; empty for the others.
+
+    Raises:
+        ConfigError: the task names none.
+    """
+    if spec.method.name != "told":
+        return ()
+    named = {example.population for example in train}
+    if None in named:
+        raise ConfigError(
+            f"the task {spec.task!r} names no sub-populations, of which method 'told' is told;"
+            " give its rows a population, or choose another method"
+        )
+    return tuple(sorted(str(name) for name in named))
 
 
 def predictions_as_rows(task: Task, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:

@@ -51,6 +51,11 @@ def load_trained(
             raise CheckpointError(
                 f"the run in {path} is not finished; go on with it by smop train --resume"
             )
+        if spec.method.name == "told":
+            raise ConfigError(
+                f"{path}: method 'told' is a control, scored where it is trained; its score is in"
+                f" {directory.result}"
+            )
         definition = _read_task(directory.task)
     else:
         adapter = path

@@ -84,6 +84,8 @@ class Setting:
     seed: int
     steps: int | None = None
     """How many steps training is planned to take, for what is annealed."""
+    populations: int | None = None
+    """How many sub-populations the task names, for what is told them; None: none yet known."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,12 @@ def _smop(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
 
 def _single(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
     return _smop({**given, "routing": "single"}, setting)
+
+
+def _told(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
+    """As many prompts as sub-populations; a row that is told none gets the mean of all."""
+    mixed = {**given, "routing": "uniform", "num_prompts": setting.populations or 1}
+    return _smop(mixed, setting)
 
 
 def _prompt_tuning(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
@@ -184,6 +192,13 @@ METHODS: dict[str, Method] = {
     "single": Method(
         "one soft prompt of l tokens, through our tuner",
         _single,
+        _PROMPT,
+        PROMPT_RATES,
+        virtual_tokens=5,
+    ),
+    "told": Method(
+        "one soft prompt of l tokens for each sub-population, told which (a control)",
+        _told,
         _PROMPT,
         PROMPT_RATES,
         virtual_tokens=5,

@@ -8,6 +8,7 @@ from peft_smop.scoring.formulation import (
     Formulation,
     formulate,
     to_device,
+    told,
 )
 from peft_smop.scoring.lengths import MAX_PADDING, cut
 from peft_smop.scoring.metrics import METRICS, Score, majority_label, score
@@ -31,4 +32,5 @@ __all__ = [
     "predict",
     "score",
     "to_device",
+    "told",
 ]

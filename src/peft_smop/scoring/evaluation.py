@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from peft_smop.errors import RunError
-from peft_smop.scoring.formulation import Features, Formulation
+from peft_smop.scoring.formulation import Features, Formulation, told
 from peft_smop.scoring.lengths import MAX_PADDING, cut
 from peft_smop.scoring.metrics import Score, score
 from peft_smop.tasks import Example
@@ -67,7 +67,8 @@ def predict(
         with torch.inference_mode():
             for batch in _batches(model, formulation, features, batch_size):
                 own = [features[i] for i in batch]
-                scores = formulation.label_scores(model, own)
+                with told(model, own):
+                    scores = formulation.label_scores(model, own)
                 named = _named(getattr(model, "last_routes", None))
                 if scores.log_probabilities.isnan().any():
                     raise RunError(

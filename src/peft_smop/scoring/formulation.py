@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from peft_smop.errors import ConfigError
 from peft_smop.tasks import Example, Task
+from peft_smop.tuner import SMoPModel
 
 IGNORED_LABEL = -100
 TENSOR_CORE_MULTIPLE = 8
@@ -44,6 +46,14 @@ class LabelScores:
     """How many neighbouring rows of the last backbone pass belong to one row of the batch."""
 
 
+def told(model: nn.Module, features: Sequence[Features]) -> AbstractContextManager[None]:
+    """The prompts that rows are told, for the passes within; nothing where they are told none."""
+    tuner = SMoPModel.of(model)
+    if tuner is None or not any("route" in f for f in features):
+        return nullcontext()
+    return tuner.routed([f.get("route", -1) for f in features])
+
+
 class Formulation(ABC):
     """One task, put to one kind of model.
 
@@ -56,6 +66,8 @@ class Formulation(ABC):
     task_type: ClassVar[str]
     prompt_length = 0
     """Virtual tokens that come before every input."""
+    populations: tuple[str, ...] = ()
+    """Sub-populations whose rows are told their prompt, in the order of the prompts."""
     multiple = 1
     """Inputs and their prompt are padded to a multiple of this, which GPUs compute faster."""
 
@@ -84,7 +96,11 @@ class Formulation(ABC):
             self.truncated = before
         features, cut = self._encoded[key]
         self.truncated += cut
-        return features
+        if not self.populations:
+            return features
+        known = example.population in self.populations
+        route = self.populations.index(str(example.population)) if known else -1
+        return {**features, "route": route}
 
     @abstractmethod
     def _encode(self, example: Example) -> Features:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from peft_smop.rows import on_device
-from peft_smop.scoring import Features, Formulation, cut, to_device
+from peft_smop.scoring import Features, Formulation, cut, to_device, told
 from peft_smop.tuner import SMoPModel
 
 
@@ -77,6 +77,7 @@ def forward_backward(
             apart = None
             if tuner is not None:
                 apart = around.enter_context(tuner.terms_apart())
+            around.enter_context(told(model, [rows[i][1] for i in members]))
             if tuner is not None and judges:
                 around.enter_context(tuner.judged(posterior))
             logits = model(**inputs, **more).logits
