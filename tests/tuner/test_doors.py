@@ -16,6 +16,7 @@ from transformers import (
 
 from peft_smop import BottleneckConfig, SMoPConfig
 from peft_smop.errors import ConfigError, PromptIgnoredError
+from peft_smop.rows import Call, current
 from tiny import GENERATORS, KINDS, THREE, adapted, batch, decided
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -54,6 +55,54 @@ def test_a_backbone_called_by_itself_is_given_the_prompt(name):
     assert torch.equal(backbone.forward(**made)[0], expected)
     with model.disable_adapter():
         assert not torch.allclose(backbone(**made)[0][:, :7], expected[:, :7])
+
+
+class Stop:
+    """Interrupts whoever computes a module, as Ctrl-C may at any time."""
+
+    def __init__(self, module):
+        self.handle = module.register_forward_hook(self)
+
+    def __call__(self, *_):
+        self.handle.remove()
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("entered", ["model", "model.forward", "backbone", "backbone.forward"])
+@pytest.mark.parametrize("at", ["embedding", "last layer"])
+@pytest.mark.parametrize("name", KINDS)
+def test_after_an_interrupt_the_next_call_is_as_if_there_had_been_none(name, at, entered):
+    kind = KINDS[name]
+    model, made = adapted(kind), batch(kind)
+    expected = model(**made).logits
+    base, layer = model.get_base_model(), model.smop_layer
+    backbone = layer.hooks.backbone.module
+    states = backbone(**text_of(kind))[0]
+    entered = {
+        "model": lambda: base(**made),
+        "model.forward": lambda: base.forward(**made),
+        "backbone": lambda: backbone(**text_of(kind)),
+        "backbone.forward": lambda: backbone.forward(**text_of(kind)),
+    }[entered]
+    *_, last = backbone.modules()
+    Stop(backbone.get_input_embeddings() if at == "embedding" else last)
+    with pytest.raises(KeyboardInterrupt):
+        entered()
+    assert current(layer, Call) is None
+    assert torch.equal(backbone.forward(**text_of(kind))[0], states)
+    assert torch.equal(base.forward(**made).logits, expected)
+
+
+def test_after_an_interrupt_while_rows_are_judged_the_next_call_is_right_too():
+    kind = KINDS["t5"]
+    model, made = adapted(kind, routing="posterior"), batch(kind)
+    expected = model(**made).logits
+    base = model.get_base_model().train()
+    Stop(model.smop_layer.hooks.backbone.embedding)
+    with pytest.raises(KeyboardInterrupt):
+        base(**made)
+    assert current(model.smop_layer, Call) is None
+    assert torch.equal(base.eval().forward(**made).logits, expected)
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from peft_smop.errors import PromptIgnoredError
-from peft_smop.rows import Call, RowAdapters
+from peft_smop.rows import Call, RowAdapters, current, end
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.mixture import Decision
 from peft_smop.tuner.splice import Layout
+
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -78,6 +81,27 @@ class PromptCall(Call):
                 f"{type(module).__name__} finished a pass without calling its backbone, so the soft"
                 " prompt was ignored; call the model through its forward or generate"
             )
+
+
+def ends_if_interrupted(method: Callable[..., Result]) -> Callable[..., Result]:
+    """Let a part of a pass end the call that a hook has opened for it, where no hook will.
+
+    After an `Exception` PyTorch calls the hook that ends it; after an interrupt it calls none.
+    """
+
+    @wraps(method)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Result:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception:
+            raise
+        except BaseException:
+            call = current(self.layer, PromptCall)
+            if call is not None and call.opened_by != "caller":
+                end(call)
+            raise
+
+    return watched
 
 
 class _Context(Call):

@@ -13,7 +13,7 @@ from torch import nn
 
 from peft_smop.rows import Call, calling, current
 from peft_smop.tuner.admission import check_generation
-from peft_smop.tuner.call import PromptCall
+from peft_smop.tuner.call import PromptCall, ends_if_interrupted
 from peft_smop.tuner.layer import SMoPLayer
 
 
@@ -22,14 +22,14 @@ class Door:
 
     Args:
         module: whose.
-        owner: the adapters that its calls concern.
+        layer: the adapters that its calls concern.
     """
 
     name = "forward"
 
-    def __init__(self, module: nn.Module, owner: SMoPLayer) -> None:
+    def __init__(self, module: nn.Module, layer: SMoPLayer) -> None:
         self.module = module
-        self.owner = owner
+        self.layer = layer
         self.is_removed = False
         self.own = module.__dict__.get(self.name)
         """What stood in the instance's place before, such as another library's wrapper."""
@@ -46,9 +46,10 @@ class Door:
             return self.own
         return getattr(type(self.module), self.name).__get__(self.module)
 
+    @ends_if_interrupted
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute, if the hooks have run; else go through them."""
-        call = current(self.owner, PromptCall)
+        call = current(self.layer, PromptCall)
         if self.is_removed or current(self, Call) is not None:  # somebody has kept it
             return self.behind(*args, **kwargs)
         if call is None or not call.admitted:
@@ -83,11 +84,11 @@ class GenerateDoor(Door):
         """Generate within one call."""
         if self.is_removed:
             return self.behind(*args, **kwargs)
-        if not self.owner.disable_adapters:
+        if not self.layer.disable_adapters:
             check_generation(self.module, args, kwargs)
-        around = current(self.owner, PromptCall)
+        around = current(self.layer, PromptCall)
         names = None if around is None or around.in_model else around.adapter_names
-        with calling(PromptCall(self.owner, names, decides_once=True)) as call:
+        with calling(PromptCall(self.layer, names, decides_once=True)) as call:
             output = self.behind(*args, **kwargs)
             call.check_seen(self.module)
             return output

@@ -25,12 +25,12 @@ from torch.utils.hooks import RemovableHandle
 from peft_smop.rows import begin, calling, current, end, follow_rows
 from peft_smop.tuner import admission
 from peft_smop.tuner.backbone import Backbone, bind, cache_of, parameter_names
-from peft_smop.tuner.call import Apart, PromptCall
+from peft_smop.tuner.call import PromptCall, ends_if_interrupted
 from peft_smop.tuner.doors import Door, GenerateDoor
 from peft_smop.tuner.inputs import continued, encoder_mask, spliced
 from peft_smop.tuner.judging import posterior_of
 from peft_smop.tuner.layer import SMoPLayer
-from peft_smop.tuner.objective import all_terms, joined, share_of_step
+from peft_smop.tuner.objective import with_terms
 
 
 class PromptHooks:
@@ -78,6 +78,7 @@ class PromptHooks:
         for mark in (*self._handles, *self._doors):
             mark.remove()
 
+    @ends_if_interrupted
     def before_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
@@ -111,27 +112,14 @@ class PromptHooks:
         if output is None or self.layer.disable_adapters:  # None: the forward has failed
             return output
         call.check_seen(module)
-        labels, caller = call.labels_given, current(self.layer, Apart)
-        if caller is not None:
-            caller.terms = {}
-        if not self.layer.training or call.draw > 0 or (labels is None and caller is None):
-            return output
-        terms = all_terms(
-            self.layer.adapters(),
-            call.rows,
-            call.decisions,
-            labels,
+        return with_terms(
+            self.layer,
+            call,
             output,
             partial(self._again, module, args, kwargs, call),
+            labels_of_step=kwargs.get("num_items_in_batch"),
             predicts_next=self.backbone.predicts_next,
         )
-        if caller is not None:
-            caller.terms = terms
-        elif terms and call.rows is not None and labels is not None:
-            total = kwargs.get("num_items_in_batch")
-            share = share_of_step(total, labels, predicts_next=self.backbone.predicts_next)
-            return joined(output, terms, call.rows, share)
-        return output
 
     def _again(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: PromptCall
@@ -144,6 +132,7 @@ class PromptHooks:
         self.layer.last = last
         return output
 
+    @ends_if_interrupted
     def before_backbone(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]] | None:

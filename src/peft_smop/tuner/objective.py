@@ -14,12 +14,54 @@ from jaxtyping import Float
 from torch import Tensor
 
 from peft_smop.errors import ConfigError
-from peft_smop.rows import RowAdapters, on_device
-from peft_smop.tuner.layer import Adapter
+from peft_smop.rows import RowAdapters, current, on_device
+from peft_smop.tuner.call import Apart, PromptCall
+from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.losses import divergence, first_choices
 from peft_smop.tuner.mixture import Decision
 from peft_smop.tuner.routing import Routing
 from peft_smop.tuner.scope import IGNORED_LABEL
+
+
+def with_terms(
+    layer: SMoPLayer,
+    call: PromptCall,
+    output: Any,
+    again: Callable[[], Any],
+    *,
+    labels_of_step: Any,
+    predicts_next: bool,
+) -> Any:
+    """A pass's output with what its routing asks for in training: in its loss, or handed apart.
+
+    Args:
+        layer: the adapters.
+        call: the pass.
+        output: the model's.
+        again: computes it once more with another draw.
+        labels_of_step: how many labels the whole step counts, where a trainer says so.
+        predicts_next: whether logits belong to the token after.
+    """
+    labels, caller = call.labels_given, current(layer, Apart)
+    if caller is not None:
+        caller.terms = {}
+    if not layer.training or call.draw > 0 or (labels is None and caller is None):
+        return output
+    terms = all_terms(
+        layer.adapters(),
+        call.rows,
+        call.decisions,
+        labels,
+        output,
+        again,
+        predicts_next=predicts_next,
+    )
+    if caller is not None:
+        caller.terms = terms
+    elif terms and call.rows is not None and labels is not None:
+        share = share_of_step(labels_of_step, labels, predicts_next=predicts_next)
+        return joined(output, terms, call.rows, share)
+    return output
 
 
 def all_terms(
