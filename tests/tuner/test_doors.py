@@ -98,7 +98,7 @@ def test_after_an_interrupt_while_rows_are_judged_the_next_call_is_right_too():
     model, made = adapted(kind, routing="posterior"), batch(kind)
     expected = model(**made).logits
     base = model.get_base_model().train()
-    Stop(base.get_input_embeddings())
+    Stop(model.smop_layer.hooks.backbone.embedding)
     with pytest.raises(KeyboardInterrupt):
         base(**made)
     assert current(model.smop_layer, Call) is None
