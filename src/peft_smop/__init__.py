@@ -5,14 +5,22 @@ Importing this package registers its two methods with PEFT, the mixture and bott
 Nothing else happens.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from peft_smop.bottleneck import BottleneckConfig, BottleneckModel
 from peft_smop.registration import leave_out_warnings
 from peft_smop.tuner import Routes, SMoPConfig, SMoPModel
+
+if TYPE_CHECKING:
+    from peft_smop.training import RoutingCallback
 
 __all__ = [
     "BottleneckConfig",
     "BottleneckModel",
     "Routes",
+    "RoutingCallback",
     "SMoPConfig",
     "SMoPModel",
     "__version__",
@@ -21,3 +29,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 leave_out_warnings()
+
+
+def __getattr__(name: str) -> Any:
+    """Import the callback when it is asked for: a Trainer's needs are not everyone's."""
+    if name == "RoutingCallback":
+        from peft_smop.training import RoutingCallback
+
+        return RoutingCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -244,20 +244,66 @@ def test_a_damaged_model_is_not_called_unknown(smop, toy_task, tmp_path):
     refused(smop("train", "-t", toy_task, "-m", tmp_path / "model"), "cannot be read")
 
 
-def test_evaluating_with_another_task_or_other_rows_is_noticed(
-    smop, toy_task, saved_models, tmp_path
-):
-    folder = tmp_path / "task"
-    shutil.copytree(toy_task.parent, folder)
-    yaml = folder / "toy.yaml"
-    run = tmp_path / "run"
-    assert smop("train", "-t", yaml, "-m", saved_models["t5"], "-o", run, *QUICK)[0] == 0
-    code, out, _ = smop("evaluate", run, "--seed", 5)
-    assert code == 0
-    assert "some may have been trained on" in out
-    assert "trained on" not in smop("evaluate", run)[1]
-    yaml.write_text(yaml.read_text().replace("warm: warm, cold: cold", "cold: cold, warm: warm"))
-    refused(smop("evaluate", run), "not the one that was trained")
+class TestWhatIsReadAgain:
+    """Commands that read a run's task again notice whether it is still the one that was trained."""
+
+    @pytest.fixture
+    def run(self, smop, toy_task, saved_models, tmp_path):
+        """A finished run on a task whose files may be changed."""
+        shutil.copytree(toy_task.parent, tmp_path / "task")
+        yaml, run = tmp_path / "task" / "toy.yaml", tmp_path / "run"
+        code, _, err = smop("train", "-t", yaml, "-m", saved_models["t5"], "-o", run, *QUICK)
+        assert code == 0, err
+        return run
+
+    @pytest.mark.parametrize("part", ["train", "validation", "test"])
+    @pytest.mark.parametrize("command", ["evaluate", "routes"])
+    def test_other_rows_in_a_part_are_warned_of(self, smop, run, command, part):
+        assert "trained on" not in smop(command, run, "--part", part)[1]
+        rows = run.parent / "task" / "rows.jsonl"
+        rows.write_text("\n".join(rows.read_text().splitlines()[:50]) + "\n")
+        code, out, _ = smop(command, run, "--part", part)
+        assert code == 0
+        assert f"these {part} examples are not the run's own; some may have been trained" in out
+
+    @pytest.mark.parametrize("command", ["evaluate", "routes"])
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ("warm: warm, cold: cold", "cold: cold, warm: warm"),
+            ("'{text}'", "'text: {text}'"),
+            ("cold: cold", "cold: warm cold"),
+        ],
+    )
+    def test_another_template_label_or_verbalizer_is_refused(
+        self, smop, run, command, before, after
+    ):
+        yaml = run.parent / "task" / "toy.yaml"
+        assert before in yaml.read_text()
+        yaml.write_text(yaml.read_text().replace(before, after))
+        refused(smop(command, run), "not the one that was trained")
+
+    def test_another_seed_s_rows_are_warned_of(self, smop, run):
+        code, out, _ = smop("evaluate", run, "--seed", 5)
+        assert code == 0
+        assert "some may have been trained on" in out
+
+    def test_predict_needs_no_data_and_keeps_the_task_that_was_trained(self, smop, run, tmp_path):
+        path = tmp_path / "input.jsonl"
+        path.write_text('{"text": "the cat is red"}\n')
+        before = smop("predict", run, path)
+        shutil.rmtree(run.parent / "task")
+        assert smop("predict", run, path) == before
+
+    @pytest.mark.parametrize("command", ["evaluate", "routes", "predict"])
+    def test_a_task_that_is_not_the_run_s_is_refused(self, smop, run, command):
+        refused(smop(command, run, "--task", "cb"), "--task cb", "toy.yaml", "leave --task out")
+
+    @pytest.mark.parametrize("command", ["evaluate", "routes"])
+    @pytest.mark.parametrize("content", ["{", "[]", '{"parts": {}}'])
+    def test_a_damaged_record_of_the_split_is_named(self, smop, run, command, content):
+        (run / "split.json").write_text(content)
+        refused(smop(command, run), run / "split.json", "cannot be read as a split")
 
 
 def test_a_loss_that_explodes_is_one_sentence(smop, toy_task, saved_models, tmp_path):

@@ -17,7 +17,7 @@ from transformers import (
 
 import tiny
 from peft_smop.errors import ConfigError, RunError
-from peft_smop.lab import RunSpec, load_trained, run
+from peft_smop.lab import RunSpec, load_trained, part_of_task, run
 
 AUTO = {
     "t5": AutoModelForSeq2SeqLM,
@@ -216,6 +216,16 @@ def test_there_is_always_a_whole_checkpoint_while_a_new_one_is_written(
     kept = last_complete_checkpoint(tmp_path / "run" / "checkpoints")
     assert kept is not None
     assert kept.name == "checkpoint-3"
+
+
+def test_the_training_examples_of_something_trained_are_those_it_learned_from(
+    toy_task, saved_models, tmp_path
+):
+    few = spec(toy_task, saved_models["t5"]).model_copy(update={"train_examples": 9})
+    run(few, tmp_path / "run")
+    own = part_of_task(load_trained(tmp_path / "run"), "test")
+    assert (len(own.train), len(own.examples), own.is_own) == (9, 6, True)
+    assert not part_of_task(load_trained(tmp_path / "run"), "test", seed=1).is_own
 
 
 def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(toy_task, saved_models, tmp_path):

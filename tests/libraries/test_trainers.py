@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from peft_smop import SMoPConfig
+from peft_smop import RoutingCallback, SMoPConfig
 from peft_smop.errors import ConfigError
 from tiny import KINDS, adapted, batch
 
@@ -80,14 +80,20 @@ def test_trl_s_sft_trains_on_prompts_and_completions(saved_models, tmp_path):
     )
     args = trl.SFTConfig(
         tmp_path, max_steps=2, per_device_train_batch_size=4, learning_rate=0.1,
-        save_strategy="no", bf16=False, **QUIET,
+        save_strategy="no", bf16=False, logging_steps=1, eval_strategy="steps", eval_steps=2,
+        **QUIET,
     )  # fmt: skip
     config = SMoPConfig(task_type="CAUSAL_LM", num_prompts=3)
     trainer = trl.SFTTrainer(
-        model=model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=config
-    )
+        model=model, args=args, train_dataset=data, eval_dataset=data, processing_class=tokenizer,
+        peft_config=config,
+    )  # fmt: skip
+    trainer.add_callback(RoutingCallback(trainer))
     before = values(trainer.model)
     trainer.train()
+    history = trainer.state.log_history
+    assert sum("routing_entropy" in entry for entry in history) == 2
+    assert sum("eval_routing_regret" in entry for entry in history) == 1
     moved = changed(trainer.model, before)
     assert moved
     assert all("smop" in name for name in moved)

@@ -10,22 +10,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from peft_smop.cli.options import BackboneOfTrained, TaskOfAdapter, TrainedPath
 from peft_smop.lab import load_trained, predictions_as_rows, write_jsonl
 from peft_smop.scoring import predict as predict_examples
 from peft_smop.tasks import read_inputs
 
 
 def predict(
-    path: Annotated[Path, typer.Argument(help="A run's directory, or a saved adapter's.")],
+    path: TrainedPath,
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="JSONL, CSV or Parquet; '-' reads JSONL.")
     ] = Path("-"),
-    task: Annotated[
-        str | None, typer.Option("--task", "-t", help="The task, for an adapter without its run.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The backbone; the adapter's by default.")
-    ] = None,
+    task: TaskOfAdapter = None,
+    model: BackboneOfTrained = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a pass.")] = 32,
     seed: Annotated[int, typer.Option(help="Predicting draws nothing; kept for scripts.")] = 0,
     output: Annotated[

@@ -10,28 +10,28 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from peft_smop.cli.evaluate import Part
-from peft_smop.cli.show import plain_table
+from peft_smop.cli.options import (
+    BackboneOfTrained,
+    DataOfTrained,
+    Part,
+    PartOption,
+    TaskOfAdapter,
+    TrainedPath,
+)
+from peft_smop.cli.show import plain_table, warn_of_others
 from peft_smop.errors import RunError
-from peft_smop.lab import load_trained, write_json
+from peft_smop.lab import load_trained, part_of_task, write_json
 from peft_smop.methods import prompts_to_choose
 from peft_smop.report import WHO, draw_routes
 from peft_smop.scoring import certify
-from peft_smop.tasks import load_task
 
 
 def routes(
-    path: Annotated[Path, typer.Argument(help="A run's directory, or a saved adapter's.")],
-    part: Annotated[Part, typer.Option(help="Which examples.")] = Part.validation,
-    task: Annotated[
-        str | None, typer.Option("--task", "-t", help="The task, for an adapter without its run.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Directory of the task's files; the run's by default.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The backbone; the adapter's by default.")
-    ] = None,
+    path: TrainedPath,
+    part: PartOption = Part.validation,
+    task: TaskOfAdapter = None,
+    data: DataOfTrained = None,
+    model: BackboneOfTrained = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Directory for routes.json and routes.png."),
@@ -47,23 +47,23 @@ def routes(
         raise RunError(f"{output} is a file; expected a directory for routes.json and routes.png")
     trained = load_trained(path, task=task, model=model, data=data)
     spec = trained.spec
-    _, split = load_task(spec.task, data=spec.data, preset=spec.preset, seed=spec.seed)
-    examples = getattr(split, part.value)
+    own = part_of_task(trained, part.value)
     console = Console(highlight=False)
+    warn_of_others(console, own, part=part.value)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         passes = 1 + (prompts_to_choose(trained.model) or 0)
-        line = progress.add_task("answering under every prompt", total=passes * len(examples))
+        line = progress.add_task("answering under every prompt", total=passes * len(own.examples))
         found = certify(
             trained.model,
             trained.formulation,
-            examples,
+            own.examples,
             on_batch=lambda count: progress.advance(line, count),
         )
     table = plain_table("who chooses the prompt", found.metric, "95 % interval")
     for who, said in WHO.items():
-        own = getattr(found, who)
+        score = getattr(found, who)
         more = f" (number {found.best_prompt})" if who == "single" else ""
-        table.add_row(said + more, f"{own.value:.1f}", f"{own.low:.1f} to {own.high:.1f}")
+        table.add_row(said + more, f"{score.value:.1f}", f"{score.low:.1f} to {score.high:.1f}")
     console.print(f"{spec.task}, {part.value}, {found.examples} examples", markup=False)
     console.print(table)
     console.print(found.verdict, style="bold", markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peft_smop.errors import ConfigError
-from peft_smop.lab import typed
+from peft_smop.lab import PartOfTask, typed
 
 
 def typed_options(given: Sequence[str]) -> dict[str, Any]:
@@ -54,6 +54,16 @@ def score_lines(score: Mapping[str, Any], *, part: str) -> list[str]:
     if len(score["load"]) > 1:
         lines.append("load of the prompts: " + "  ".join(f"{part:.0%}" for part in score["load"]))
     return lines
+
+
+def warn_of_others(console: Console, own: PartOfTask, *, part: str) -> None:
+    """Say so where the examples of a part are not those that the run recorded."""
+    if not own.is_own:
+        console.print(
+            f"warning: these {part} examples are not the run's own; some may have been trained on",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def print_result(console: Console, result: Mapping[str, Any], where: Path) -> None:

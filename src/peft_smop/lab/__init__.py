@@ -13,11 +13,12 @@ from peft_smop.lab.run import (
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
 from peft_smop.lab.study import study
-from peft_smop.lab.trained import Trained, load_trained
+from peft_smop.lab.trained import PartOfTask, Trained, load_trained, part_of_task
 from peft_smop.lab.variants import Variant, matched_controls, typed, variant, variants
 
 __all__ = [
     "Costing",
+    "PartOfTask",
     "RunDirectory",
     "RunSpec",
     "Trained",
@@ -26,6 +27,7 @@ __all__ = [
     "environment",
     "load_trained",
     "matched_controls",
+    "part_of_task",
     "predictions_as_rows",
     "prepare",
     "progress_steps",

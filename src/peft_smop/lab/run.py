@@ -84,7 +84,7 @@ def prepare(spec: RunSpec) -> Prepared:
     """
     task, split = load_task_of(spec)
     configure(spec.method, Setting(TaskType.SEQ_2_SEQ_LM, task.verbalizers, spec.model, spec.seed))
-    train = _training_examples(split, spec)
+    train = training_examples(split, spec)
     populations = _populations(spec, train)
     # heads and PEFT's own prompts start from torch's global generator
     set_seed(spec.seed)
@@ -378,7 +378,7 @@ def _check_same_data(task: Task, split: Split, directory: RunDirectory) -> None:
             )
 
 
-def _training_examples(split: Split, spec: RunSpec) -> Sequence[Example]:
+def training_examples(split: Split, spec: RunSpec) -> Sequence[Example]:
     """The training examples; fewer where the specification says so.
 
     Raises:

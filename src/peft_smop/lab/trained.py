@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,36 @@ from typing import Any
 from peft import TaskType
 from torch import nn
 
-from peft_smop.errors import CheckpointError, ConfigError
-from peft_smop.lab.run import put
+from peft_smop.errors import CheckpointError, ConfigError, RunError
+from peft_smop.lab.run import load_task_of, put, training_examples
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory
 from peft_smop.methods import MethodSpec, load_adapter, load_backbone, read_config
 from peft_smop.scoring import Formulation
-from peft_smop.tasks import CATALOGUE, Task
+from peft_smop.tasks import CATALOGUE, Example, Task
 
 
 @dataclass(frozen=True)
 class Trained:
     """A trained adapter on its backbone, and the task it was trained for."""
 
+    directory: RunDirectory
+    """Where it was found; an adapter without its run has none of a run's other files."""
     spec: RunSpec
     task: Task
     model: nn.Module
     formulation: Formulation
+
+
+@dataclass(frozen=True)
+class PartOfTask:
+    """Today's examples of a part of the task that something was trained for."""
+
+    examples: Sequence[Example]
+    train: Sequence[Example]
+    """The examples that a run on today's data would learn from, whatever the part."""
+    is_own: bool
+    """False: the run recorded other rows in this part; some of these may have been trained on."""
 
 
 def load_trained(
@@ -41,7 +55,7 @@ def load_trained(
         data: the directory of the task's files; by default the run's.
 
     Raises:
-        SMoPError: something is missing, damaged, or does not fit.
+        SMoPError: something is missing, damaged, or does not fit; or `task` is not the run's.
     """
     directory = RunDirectory(path)
     if directory.spec.is_file():
@@ -55,6 +69,10 @@ def load_trained(
             raise ConfigError(
                 f"{path}: method 'told' is a control, scored where it is trained; its score is in"
                 f" {directory.result}"
+            )
+        if task is not None and task != spec.task:
+            raise ConfigError(
+                f"--task {task} is not the task of the run in {path}, {spec.task}; leave --task out"
             )
         definition = _read_task(directory.task)
     else:
@@ -80,7 +98,8 @@ def load_trained(
         whole = load_backbone(
             str(adapter), labels=len(definition.labels), dtype=spec.training.precision
         )
-        return Trained(spec, definition, whole.model.eval(), put(definition, whole, spec))
+        put_to = put(definition, whole, spec)
+        return Trained(directory, spec, definition, whole.model.eval(), put_to)
     config = read_config(adapter)
     backbone = load_backbone(
         spec.model,
@@ -89,7 +108,45 @@ def load_trained(
         task_type=TaskType(config.task_type).value if config.task_type else None,
     )
     adapted = load_adapter(backbone.model, adapter).eval()
-    return Trained(spec, definition, adapted, put(definition, backbone, spec))
+    return Trained(directory, spec, definition, adapted, put(definition, backbone, spec))
+
+
+def part_of_task(trained: Trained, part: str, *, seed: int | None = None) -> PartOfTask:
+    """Load the examples of a part, and hold them against what was trained.
+
+    Args:
+        trained: what was trained.
+        part: train, validation or test.
+        seed: of the split; by default the run's.
+
+    Raises:
+        RunError: the task's template, labels or verbalizers have changed since.
+        SMoPError: the data cannot be read, or the run's record of them.
+    """
+    spec = trained.spec if seed is None else trained.spec.model_copy(update={"seed": seed})
+    today, split = load_task_of(spec)
+    if today != trained.task:
+        raise RunError(
+            f"the task {spec.task!r} is not the one that was trained: its template, labels or"
+            " verbalizers have changed since"
+        )
+    recorded = _recorded_hash(trained.directory.split, part)
+    now = split.record()["parts"][part]["sha256"]
+    return PartOfTask(
+        getattr(split, part),
+        training_examples(split, spec),
+        is_own=recorded is None or recorded == now,
+    )
+
+
+def _recorded_hash(path: Path, part: str) -> str | None:
+    """The hash of a part's rows when the run was started; None: there is no record."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["parts"][part]["sha256"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read as a split: {error}") from error
 
 
 def _read_task(path: Path) -> Task:

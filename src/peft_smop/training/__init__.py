@@ -5,6 +5,7 @@ from peft_smop.training.fit import Fit, Training, fit
 from peft_smop.training.options import TrainingOptions
 from peft_smop.training.packed import fit_packed, share_backbone
 from peft_smop.training.progress import ProgressBar, bars
+from peft_smop.training.routing_callback import RoutingCallback
 from peft_smop.training.steps import Rows, forward_backward
 from peft_smop.training.trainer import last_complete_checkpoint
 
@@ -12,6 +13,7 @@ __all__ = [
     "Fit",
     "LengthSampler",
     "ProgressBar",
+    "RoutingCallback",
     "Rows",
     "Training",
     "TrainingOptions",
