@@ -14,7 +14,7 @@ from peft_smop.errors import ConfigError, SMoPError
 from peft_smop.registration import extend_peft_types, register
 from peft_smop.tuner.model import SMoPModel
 from peft_smop.tuner.strategies import STRATEGIES
-from tiny import KINDS, adapted, batch
+from tiny import KINDS, THREE, adapted, batch
 
 REFUSED = {
     "no prompt": ({"num_prompts": 0}, "num_prompts=0 .* at least 1"),
@@ -266,6 +266,53 @@ def test_a_ready_made_attention_mask_has_no_room_for_the_prompt():
     made["attention_mask"] = torch.ones(4, 1, 7, 7, dtype=torch.bool)
     with pytest.raises(ConfigError, match="two-dimensional attention mask"):
         model(**made)
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (4, 5), (1, 7)])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_mask_that_is_not_of_the_tokens_is_refused(name, shape):
+    kind = KINDS[name]
+    model, made = adapted(kind), batch(kind)
+    made["attention_mask"] = torch.ones(shape, dtype=torch.long)
+    with pytest.raises(
+        ConfigError, match=rf"attention_mask .*\({shape[0]}, {shape[1]}\) for 4 rows"
+    ):
+        model(**made)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("routing", ["linear", "posterior"])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_batch_without_rows_is_refused(name, routing, training):
+    """The bare backbones fail at it, too, each in its own way."""
+    kind = KINDS[name]
+    model = adapted(kind, routing=routing).train(training)
+    made = {key: value[:0] for key, value in batch(kind).items()}
+    if "labels" not in made:
+        made["labels"] = (
+            made["input_ids"] if kind.task_type == "CAUSAL_LM" else torch.zeros(0).long()
+        )
+    with pytest.raises(ConfigError, match="has no rows"):
+        model(**made)
+    if model.can_generate():
+        with pytest.raises(ConfigError, match="has no rows"):
+            model.generate(input_ids=made["input_ids"], max_new_tokens=1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", THREE)
+def test_embeddings_in_double_precision_are_for_models_in_double_precision(name, training):
+    kind = KINDS[name]
+    model, made = adapted(kind).train(training), batch(kind)
+    ids = made.pop("input_ids")
+    if kind.task_type == "CAUSAL_LM":
+        made["labels"] = ids.masked_fill(torch.arange(7) < 5, -100)
+    x = model.get_input_embeddings()(ids).detach()
+    with pytest.raises(ConfigError, match=r"torch\.float64, the model is torch\.float32"):
+        model(inputs_embeds=x.double(), **made)
+    double = model.double()
+    x = model.get_input_embeddings()(ids).detach()
+    assert double(inputs_embeds=x, **made).logits.dtype == torch.float64
 
 
 def test_an_input_that_is_too_long_with_the_prompt_says_so_as_the_backbone_does():

@@ -61,6 +61,38 @@ def test_half_an_adapter_is_refused(saved, how, low):
         PeftModel.from_pretrained(KINDS["t5"].model(), saved, low_cpu_mem_usage=low)
 
 
+@pytest.mark.parametrize("low", [False, True], ids=["", "low memory"])
+@pytest.mark.parametrize(
+    "stranger", ["lm_head.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"]
+)
+def test_an_adapter_replaces_no_weight_of_the_model(saved, stranger, low):
+    """PEFT would load whatever bears the name of a weight, for every other adapter too."""
+    base = KINDS["t5"].model()
+    before = base.get_parameter(stranger).clone()
+    key = f"base_model.model.{stranger}"
+    save_file({**load_file(saved / WEIGHTS), key: torch.ones_like(before)}, saved / WEIGHTS)
+    with pytest.raises(CheckpointError, match=f"'default' has {key}, .* modules_to_save"):
+        PeftModel.from_pretrained(base, saved, low_cpu_mem_usage=low)
+    assert torch.equal(base.get_parameter(stranger), before)
+
+
+def test_a_head_that_the_configuration_does_not_list_is_refused_and_one_that_it_lists_is_not(
+    tmp_path,
+):
+    kind = KINDS["bert"]
+    model = adapted(kind, modules_to_save=["classifier"])
+    with torch.no_grad():
+        model.get_base_model().classifier.modules_to_save["default"].weight.fill_(0.5)
+    model.save_pretrained(tmp_path)
+    expected = model(**batch(kind)).logits
+    again = PeftModel.from_pretrained(kind.model(), tmp_path, adapter_name="other")
+    assert_close(again.eval()(**batch(kind)).logits, expected)
+    words = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(words | {"modules_to_save": None, "task_type": None}))
+    with pytest.raises(CheckpointError, match=r"classifier\.weight.* modules_to_save"):
+        PeftModel.from_pretrained(kind.model(), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError, PromptIgnoredError
@@ -61,8 +62,18 @@ def fill(cache: Any, rows: RowAdapters, width: int) -> None:
     setattr(cache, _FILLED, Filled(rows, width))
 
 
+def check_some(rows: int) -> None:
+    """Refuse a batch without rows.
+
+    Raises:
+        ConfigError: with what to do instead.
+    """
+    if rows == 0:
+        raise ConfigError("the batch has no rows, so there is nothing to route; give at least one")
+
+
 def check_input(
-    given: Mapping[str, Any], backbone: Backbone, *, past: int, tokens: int, width: int
+    given: Mapping[str, Any], backbone: Backbone, *, past: int, rows: int, tokens: int, width: int
 ) -> None:
     """Refuse inputs that have no one place for a prompt.
 
@@ -70,13 +81,21 @@ def check_input(
         given: the backbone's arguments by name.
         backbone: the backbone.
         past: positions that its cache holds.
-        tokens: that are given now.
+        rows: how many there are.
+        tokens: that are given now, of each row.
         width: the longest prompt.
 
     Raises:
         ConfigError: with what to do instead.
     """
+    check_some(rows)
     mask, cache = given.get("attention_mask"), cache_of(given)
+    x = given.get("inputs_embeds")
+    if x is not None and x.dtype == torch.float64 != backbone.module.dtype:
+        raise ConfigError(
+            f"inputs_embeds are torch.float64, the model is {backbone.module.dtype}; give them as"
+            " that"
+        )
     if getattr(cache, "is_compileable", False):
         raise ConfigError(
             "static caches have no room for the soft prompt; use the default dynamic cache"
@@ -85,6 +104,12 @@ def check_input(
         raise ConfigError(
             "soft prompts need the two-dimensional attention mask (rows, tokens): a ready-made mask"
             " has no room for the prompt"
+        )
+    # behind a cache the mask also counts what the cache holds
+    if mask is not None and mask.shape != (rows, mask.shape[1] if past else tokens):
+        raise ConfigError(
+            f"attention_mask has the shape {tuple(mask.shape)} for {rows} rows of {tokens} tokens;"
+            " give one number for each token"
         )
     if any(given.get(name) is not None for name in _PACKED):
         raise ConfigError(SEVERAL_SEQUENCES)

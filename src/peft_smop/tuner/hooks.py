@@ -158,11 +158,11 @@ class PromptHooks:
             return None
         past = cache.get_seq_length() if cache is not None else 0
         width = self.layer.width(rows)
-        admission.check_input(given, self.backbone, past=past, tokens=tokens.shape[1], width=width)
+        b, n = tokens.shape[:2]
+        admission.check_input(given, self.backbone, past=past, rows=b, tokens=n, width=width)
         if past > 0:
-            admission.check_cache(
-                cache, rows, given, past + tokens.shape[1], width, fresh=call.prompts is None
-            )
+            is_fresh = call.prompts is None
+            admission.check_cache(cache, rows, given, past + n, width, fresh=is_fresh)
             return (), continued(self.layer, self.backbone, given, rows, tokens, past)
         for name in rows.names:
             self.layer[name].check_arrived(name)

@@ -64,11 +64,11 @@ def embedding_fingerprints(
     """The same of rows that are given as embeddings: a hash of their bits.
 
     Args:
-        x: embeddings of 16 or 32 bits.
+        x: embeddings of 16, 32 or 64 bits.
         mask: the tokens that count; None: all.
     """
     bits = x.detach().view(torch.int16 if x.element_size() == 2 else torch.int32)
-    columns = torch.arange(x.shape[-1], device=x.device)
+    columns = torch.arange(bits.shape[-1], device=x.device)
     factors = (_mix(columns + 1) >> 1).to(torch.int32) | 1  # odd: no bit of a factor's is lost
     return fingerprints((bits.to(torch.int32) * factors).sum(dim=-1), mask)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError
 from peft_smop.rows import BASE, calling, check_adapter_names, on_device
+from peft_smop.tuner.admission import check_some
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.scope import IGNORED_LABEL
@@ -93,7 +94,11 @@ def losses_of_rows(
         routes: a prompt for each.
         adapter_names: an adapter for each; None: the active one.
         chunk: most rows in one pass.
+
+    Raises:
+        ConfigError: there are no rows.
     """
+    check_some(len(rows))
     model, count, last = layer.hooks.model, len(batch["labels"]), layer.last
     losses, logits = [], []
     with _evaluating(model), torch.no_grad():

@@ -57,14 +57,14 @@ def settings_of(config: SMoPConfig, strategy: RoutingStrategy) -> int:
 def loaded_keys(
     model: nn.Module, adapter_name: str, tensors: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A saved adapter's tensors by the model's keys; others stay as they are.
+    """A saved adapter's tensors by the model's keys; those of its heads stay as they are.
 
     The values get memory of their own: a file mapped into memory need not be aligned as matrix
     products want it, and then answers with other last digits.
 
     Raises:
         CheckpointError: a tensor is missing, is not expected, or is of another kind or shape; or it
-            was trained with other options.
+            was trained with other options; or it would replace weights of the model.
     """
     part = f"{CONTAINER}{adapter_name}."
     wanted = {
@@ -105,6 +105,13 @@ def loaded_keys(
                 f" {', '.join(sorted(names))};"
                 f" expected {', '.join(sorted(wanted))}, as its configuration says"
             )
+    strangers = sorted(key for key in others if f".modules_to_save.{adapter_name}." not in key)
+    if strangers:
+        raise CheckpointError(
+            f"the saved adapter loaded as {adapter_name!r} has {', '.join(strangers)}, which would"
+            " replace weights of the model itself: its configuration does not list them in"
+            " modules_to_save; take them out, or list their module there"
+        )
     loaded = {}
     for part_name, value in found.items():
         key, own = wanted[part_name]
