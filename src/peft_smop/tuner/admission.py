@@ -90,9 +90,12 @@ def check_input(
     """
     check_some(rows)
     mask, cache = given.get("attention_mask"), cache_of(given)
-    x, own = given.get("inputs_embeds"), backbone.module.dtype
-    if x is not None and x.dtype == torch.float64 != own:
-        raise ConfigError(f"inputs_embeds are torch.float64, the model is {own}; give them as that")
+    x = given.get("inputs_embeds")
+    if x is not None and x.dtype == torch.float64 != backbone.module.dtype:
+        raise ConfigError(
+            f"inputs_embeds are torch.float64, the model is {backbone.module.dtype}; give them as"
+            " that"
+        )
     if getattr(cache, "is_compileable", False):
         raise ConfigError(
             "static caches have no room for the soft prompt; use the default dynamic cache"
