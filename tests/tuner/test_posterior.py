@@ -289,6 +289,25 @@ def test_in_a_mixed_batch_every_adapter_is_judged_by_its_own_rows(name):
     assert torch.equal(routes.chosen[[0, 3, 4]], alone.last_routes.chosen)
 
 
+@pytest.mark.parametrize("judged", [0.2, 1.0])
+def test_adapters_of_different_sizes_share_a_part_in_which_not_all_are_judged(judged):
+    model = adapted(KINDS["t5"], routing="posterior", num_prompts=2, judged=judged)
+    config = SMoPConfig(task_type="SEQ_2_SEQ_LM", routing="posterior", num_prompts=6, judged=judged)
+    model.add_adapter("large", config)
+    model.set_requires_grad(["default", "large"])
+    without_dropout(model).train()
+    made = labelled("t5")
+    names = ["default", "large"] * 3
+    parts = [{k: v[i : i + 2] for k, v in made.items()} for i in (0, 2, 4)]
+    own = [names[:2]] * 3
+    for part, posterior in zip(parts, model.posteriors(parts, own), strict=True):
+        if posterior is None:
+            continue
+        assert posterior.shape == (2, 6)
+        with model.judged(posterior):
+            model(**part, adapter_names=["default", "large"]).loss.backward()
+
+
 def test_without_labels_it_is_refused_but_generation_is_not():
     model = trained("t5")
     made = batch(KINDS["t5"])

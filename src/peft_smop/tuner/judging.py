@@ -57,6 +57,9 @@ def posteriors(
         for place, rows in _chosen(layer[name], batches, candidates):
             one = _judge(layer, name, batches[place], rows, names[place])
             found.setdefault(name, []).append((place, one))
+    # wide enough for every adapter, judged in this part or not
+    judging = [one for one in layer.adapters().values() if one.strategy.judges]
+    width = max((one.prompts.shape[0] for one in judging), default=0)
     made: list[Tensor | None] = [None] * len(batches)
     for name, parts in found.items():
         adapter = layer[name]
@@ -73,11 +76,9 @@ def posteriors(
             adapter.note_usage(q)
         k = q.shape[1]
         for (place, one), own_q in zip(parts, q.split([len(o.rows) for o in judged]), strict=True):
-            before = made[place]
-            width = k if before is None else max(k, before.shape[1])
-            table = q.new_full((len(batches[place]["labels"]), width), math.nan)
-            if before is not None:
-                table[:, : before.shape[1]] = before
+            table = made[place]
+            if table is None:
+                table = q.new_full((len(batches[place]["labels"]), width), math.nan)
             table[one.rows, :k] = own_q
             made[place] = table
     return made
