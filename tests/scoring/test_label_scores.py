@@ -194,6 +194,31 @@ def test_collapse_and_dead_prompts_are_said(saved_models):
     assert not any(a.startswith("collapsed") for a in honest.alarms)
 
 
+@pytest.mark.parametrize(
+    ("routing", "revives", "remedy"),
+    [
+        ("linear", False, "train with --method smop-posterior or --set revive_dead_prompts=true"),
+        ("linear", True, "train with --method smop-posterior"),
+        ("posterior", False, "train with --set revive_dead_prompts=true"),
+        ("posterior", True, "train with fewer prompts, --num-prompts"),
+        ("hashed", False, None),
+    ],
+)
+def test_the_alarm_of_dead_prompts_names_what_was_not_tried(saved_models, routing, revives, remedy):
+    base = AutoModelForSeq2SeqLM.from_pretrained(saved_models["t5"])
+    tokenizer = AutoTokenizer.from_pretrained(saved_models["t5"])
+    model = get_peft_model(base, SMoPConfig(task_type="SEQ_2_SEQ_LM", routing=routing)).eval()
+    formulation = formulate(TASK, base, tokenizer, task_type="SEQ_2_SEQ_LM", max_length=40)
+    if routing != "hashed":
+        with torch.no_grad():
+            model.smop_layer["default"].router.zero_()
+    one = (EXAMPLES[0],) * 3  # a hash sends them to one prompt too
+    found = evaluate(model, formulation, one, majority_label=0, num_prompts=4, revives=revives)
+    (alarm,) = [a for a in found.alarms if a.startswith("dead prompts: 3 of 4")]
+    end = "counted from 0)" if remedy is None else f"counted from 0); {remedy}"
+    assert alarm.endswith(end)
+
+
 class Passes:
     """Counts the tokens, padding included, of every pass that encodes."""
 

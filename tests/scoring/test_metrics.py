@@ -1,8 +1,10 @@
 """Scores worked out by hand."""
 
+import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, f1_score
 
-from peft_smop.scoring import majority_label, score
+from peft_smop.scoring import compute, majority_label, score
 
 
 def test_accuracy_with_its_majority_line_and_what_one_example_is_worth():
@@ -38,3 +40,25 @@ def test_the_interval_holds_the_score_is_seeded_and_narrows_with_more_examples()
 def test_the_majority_label_is_the_most_common_and_the_first_among_equals():
     assert majority_label([1, 1, 0, None]) == 1
     assert majority_label([1, 0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels"),
+    [("accuracy", 2), ("accuracy", 9), ("f1", 2), ("macro_f1", 2), ("macro_f1", 9)],
+)
+def test_metrics_of_samples_are_scikit_learn_s_of_the_rows_drawn(metric, labels):
+    generator = np.random.default_rng(labels)
+    n = 12  # few, so that some samples lack a label altogether
+    truth, predicted = generator.integers(0, labels, n), generator.integers(0, labels, n)
+    rows = [np.arange(n), *(generator.integers(0, n, n) for _ in range(50)), np.zeros(n, int)]
+    weights = np.stack([np.bincount(own, minlength=n) for own in rows]).astype(np.float32)
+    expected = {
+        "accuracy": accuracy_score,
+        "f1": lambda y, z: f1_score(y, z, pos_label=1, zero_division=0.0),
+        "macro_f1": lambda y, z: f1_score(
+            y, z, labels=range(labels), average="macro", zero_division=0.0
+        ),
+    }[metric]
+    found = compute(metric, truth, predicted, labels, weights=weights)
+    assert found == pytest.approx([expected(truth[own], predicted[own]) for own in rows])
+    assert compute(metric, truth, predicted, labels).item() == pytest.approx(found[0])

@@ -51,6 +51,7 @@ def evaluate(
         own.examples,
         majority_label=majority_label([example.label for example in own.train]),
         num_prompts=prompts_to_choose(trained.model),
+        revives=trained.spec.training.revive_dead_prompts,
     )
     score = score_as_dict(found)
     for line in score_lines(score, part=part.value):

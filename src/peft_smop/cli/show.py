@@ -89,6 +89,12 @@ def print_result(console: Console, result: Mapping[str, Any], where: Path) -> No
         lines.append(
             f"{result['truncated_test_inputs']} test inputs were cut to the longest length"
         )
+    routing = result.get("routing")  # not in results of earlier versions, nor without a router
+    if routing:
+        lines.append(
+            f"{routing['verdict']} ({routing['examples']} of {routing['of']} validation examples;"
+            f" more: smop routes {where})"
+        )
     for number, line in enumerate(lines):
         console.print(Text(line, style="bold" if number == 0 else ""), soft_wrap=True)
     for alarm in result["test"]["alarms"]:

@@ -155,7 +155,15 @@ def train(
     spec = RunSpec.of(content)
     where = output or Path("runs") / default_name(spec, chosen.name)
     try:
-        result = run(spec, where, resume=resume, overwrite=overwrite, console=console, title=method)
+        result = run(
+            spec,
+            where,
+            resume=resume,
+            overwrite=overwrite,
+            console=console,
+            title=method,
+            certified=True,
+        )
     except KeyboardInterrupt:
         console.print(f"stopped; {where} is kept: the same command with --resume goes on with it")
         raise typer.Exit(130) from None

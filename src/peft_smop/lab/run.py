@@ -24,6 +24,7 @@ from peft_smop.costs import training_flops
 from peft_smop.errors import ConfigError, RunError, SMoPError
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
+from peft_smop.lab.worth import examples_to_certify, routing_worth
 from peft_smop.methods import (
     LoadedBackbone,
     ParameterCount,
@@ -42,6 +43,7 @@ from peft_smop.scoring import (
     evaluate,
     formulate,
     majority_label,
+    routed_prompts,
 )
 from peft_smop.tasks import Example, Split, Task, load_task
 from peft_smop.training import (
@@ -131,6 +133,7 @@ def run(
     overwrite: bool = False,
     console: Console | None = None,
     title: str | None = None,
+    certified: bool = False,
 ) -> dict[str, Any]:
     """Train, choose by validation, test once, save.
 
@@ -141,6 +144,9 @@ def run(
         overwrite: delete what is in `output` and start again.
         console: where to say how it goes; quiet by default.
         title: what the run is called there; its method's name by default.
+        certified: also say what the routing is worth, where the method has a router: `routing` in
+            the result. It takes k + 1 evaluations of validation examples, which is why runs that
+            are compared with others, and so answer the question better, go without.
 
     Returns:
         The content of `result.json`.
@@ -154,7 +160,7 @@ def run(
         return begun
     with bars(console) as progress:
         fitted = fit(begun.training(title or spec.method.name, progress, resume=resume))
-    return begun.finish(fitted, console)
+    return begun.finish(fitted, console, certified=certified)
 
 
 def run_packed(
@@ -238,7 +244,9 @@ class _Begun:
             callbacks=[ProgressBar(progress, f"{prepared.task.name} {title} seed {spec.seed}")],
         )
 
-    def finish(self, fitted: Fit, console: Console, *, packed: int = 1) -> dict[str, Any]:
+    def finish(
+        self, fitted: Fit, console: Console, *, packed: int = 1, certified: bool = False
+    ) -> dict[str, Any]:
         """Test, save, and write the result last of all."""
         prepared, directory, spec = self.prepared, self.directory, self.spec
         seconds = time.monotonic() - self.started
@@ -247,7 +255,7 @@ class _Begun:
                 f"{fitted.truncated} of {len(prepared.train)} training inputs are longer than"
                 f" {prepared.formulation.max_length} tokens and were cut"
             )
-        evaluation = test_once(prepared)
+        evaluation = test_once(prepared, revives=spec.training.revive_dead_prompts)
         if spec.method.routing == "released":
             evaluation = replace(evaluation, alarms=(*evaluation.alarms, NEIGHBOURS))
         _save(prepared, directory.adapter)
@@ -260,6 +268,9 @@ class _Begun:
             "resumed": self.resumed,
             "packed": packed,
         }
+        k = routed_prompts(prepared.model) if certified else None
+        if k is not None and k > 1:
+            result["routing"] = self._worth(k, console)
         backbone = prepared.backbone.model
         result |= {
             "cost": _cost(prepared, fitted),
@@ -272,6 +283,23 @@ class _Begun:
         write_json(directory.result, result)
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
         return result
+
+    def _worth(self, k: int, console: Console) -> dict[str, Any]:
+        """What the routing is worth: of weights, data and seed alone, so resumed runs agree."""
+        prepared = self.prepared
+        validation = prepared.split.validation
+        examples = examples_to_certify(validation, num_prompts=k, seed=self.spec.seed)
+        with bars(console) as progress:
+            line = progress.add_task(
+                "validation under every prompt", total=(k + 1) * len(examples), loss="", score=""
+            )
+            found = routing_worth(
+                prepared.model,
+                prepared.formulation,
+                examples,
+                on_batch=lambda count: progress.advance(line, count),
+            )
+        return {**found, "of": len(validation)}
 
 
 def _begin(
@@ -299,7 +327,7 @@ def _begin(
     return _Begun(spec, prepared, directory, resumed, time.monotonic())
 
 
-def test_once(prepared: Prepared) -> Evaluation:
+def test_once(prepared: Prepared, *, revives: bool) -> Evaluation:
     """Score the test examples with the state that validation chose."""
     prepared.formulation.truncated = 0
     return evaluate(
@@ -308,6 +336,7 @@ def test_once(prepared: Prepared) -> Evaluation:
         prepared.split.test,
         majority_label=majority_label([example.label for example in prepared.train]),
         num_prompts=prompts_to_choose(prepared.model),
+        revives=revives,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_smop.scoring import METRICS
+from peft_smop.scoring import compute
 
 LEVEL = 0.05
 RESAMPLES = {"accuracy": 10_000}
@@ -109,12 +109,11 @@ class _Seed:
         if metric == "accuracy":
             right = (self.two == self.truth).astype(float) - (self.one == self.truth)
             return 100 * float(right @ weights / weights.sum())
-        rows = np.repeat(np.arange(len(weights)), weights)
-        compute = METRICS[metric]
-        truth = self.truth[rows]
-        return 100 * (
-            compute(truth, self.two[rows], labels) - compute(truth, self.one[rows], labels)
+        one, two = (
+            compute(metric, self.truth, given, labels, weights=weights[None].astype(float)).item()
+            for given in (self.one, self.two)
         )
+        return 100 * (two - one)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,6 +1,6 @@
 """What a model says of a task's examples, and how good that is."""
 
-from peft_smop.scoring.certificate import Certificate, certify
+from peft_smop.scoring.certificate import Certificate, certify, routed_prompts
 from peft_smop.scoring.evaluation import DEAD_LOAD, Evaluation, Prediction, evaluate, predict
 from peft_smop.scoring.formulation import (
     FORMULATIONS,
@@ -11,7 +11,7 @@ from peft_smop.scoring.formulation import (
     told,
 )
 from peft_smop.scoring.lengths import MAX_PADDING, cut
-from peft_smop.scoring.metrics import METRICS, Score, majority_label, score
+from peft_smop.scoring.metrics import METRICS, Score, compute, majority_label, score
 
 __all__ = [
     "DEAD_LOAD",
@@ -25,11 +25,13 @@ __all__ = [
     "Prediction",
     "Score",
     "certify",
+    "compute",
     "cut",
     "evaluate",
     "formulate",
     "majority_label",
     "predict",
+    "routed_prompts",
     "score",
     "to_device",
     "told",

@@ -18,7 +18,7 @@ from torch import nn
 from peft_smop.errors import ConfigError
 from peft_smop.scoring.evaluation import Prediction, predict
 from peft_smop.scoring.formulation import Formulation
-from peft_smop.scoring.metrics import METRICS
+from peft_smop.scoring.metrics import Figures, compute, drawn
 from peft_smop.tasks import Example
 from peft_smop.tuner import SMoPModel
 
@@ -93,6 +93,15 @@ class Certificate:
         )
 
 
+def routed_prompts(model: nn.Module) -> int | None:
+    """K of the active SMoP adapter's router; None where there is no router."""
+    tuner = SMoPModel.of(model)
+    if tuner is None:
+        return None
+    adapter = tuner.smop_layer[tuner.active_adapters[0]]
+    return None if adapter.router is None else adapter.prompts.shape[0]
+
+
 def certify(
     model: nn.Module,
     formulation: Formulation,
@@ -118,13 +127,11 @@ def certify(
     Raises:
         ConfigError: the adapter has no router.
     """
-    tuner = SMoPModel.of(model)
-    name = None if tuner is None else tuner.active_adapters[0]
-    if tuner is None or name is None or tuner.smop_layer[name].router is None:
+    tuner, k = SMoPModel.of(model), routed_prompts(model)
+    if tuner is None or k is None:
         raise ConfigError(
             "a certificate is of an adapter with a router; this method chooses no prompt"
         )
-    k = tuner.smop_layer[name].prompts.shape[0]
 
     def answers() -> list[Prediction]:
         return predict(model, formulation, examples, batch_size=batch_size, on_batch=on_batch)
@@ -141,8 +148,7 @@ def certify(
     n, generator = len(truth), np.random.default_rng(seed)
     likely = scores.log_softmax(dim=-1)
     best = likely[:, torch.arange(n), torch.from_numpy(truth)].argmax(dim=0).numpy()
-    labels = len(formulation.task.labels)
-    compute = METRICS[formulation.task.metric]
+    metric, labels = formulation.task.metric, len(formulation.task.labels)
     by = {
         "router": np.array([p.label for p in routed]),
         "uniform": likely.exp().mean(dim=0).argmax(dim=-1).numpy(),
@@ -150,25 +156,28 @@ def certify(
         "bound": given[best, np.arange(n)],
     }
 
-    def measured(rows: NDArray[np.int64]) -> dict[str, float]:
-        found = {what: 100 * compute(truth[rows], own[rows], labels) for what, own in by.items()}
-        found["single"] = max(100 * compute(truth[rows], own[rows], labels) for own in given)
+    def measured(weights: Figures | None) -> dict[str, Figures]:
+        def scores(own: NDArray[np.int64]) -> Figures:
+            return 100 * compute(metric, truth, own, labels, weights=weights)
+
+        found = {what: scores(own) for what, own in by.items()}
+        found["single"] = np.max([scores(own) for own in given], axis=0)
         found["worth"] = found["router"] - found["single"]
         found["regret"] = found["bound"] - found["router"]
         return found
 
-    whole = measured(np.arange(n))
-    draws = [measured(generator.integers(0, n, n)) for _ in range(RESAMPLES)]
-    ends = {what: np.percentile([d[what] for d in draws], [2.5, 97.5]) for what in whole}
+    whole = measured(None)
+    draws = measured(drawn(generator, n, RESAMPLES))
+    ends = {what: np.percentile(own, [2.5, 97.5]) for what, own in draws.items()}
     intervals = {
-        what: Interval(value, float(ends[what][0]), float(ends[what][1]))
+        what: Interval(value.item(), float(ends[what][0]), float(ends[what][1]))
         for what, value in whole.items()
     }
     groups = _groups(formulation, examples)
     return Certificate(
-        metric=formulation.task.metric,
+        metric=metric,
         examples=n,
-        best_prompt=int(np.argmax([compute(truth, own, labels) for own in given])),
+        best_prompt=int(np.argmax([compute(metric, truth, own, labels) for own in given])),
         disagreement=100 * float((given != given[0]).any(axis=0).mean()),
         load=tuple(float((routes == j).mean()) for j in range(k)),
         information={what: _informed(routes, of, generator) for what, of in groups.items()},

@@ -15,7 +15,7 @@ from peft_smop.scoring.formulation import Features, Formulation, told
 from peft_smop.scoring.lengths import MAX_PADDING, cut
 from peft_smop.scoring.metrics import Score, score
 from peft_smop.tasks import Example
-from peft_smop.tuner import Routes
+from peft_smop.tuner import Routes, SMoPModel
 
 COLLAPSED_SHARE = 0.98
 DEAD_LOAD = 0.01
@@ -143,6 +143,7 @@ def evaluate(
     *,
     majority_label: int,
     num_prompts: int | None = None,
+    revives: bool = False,
     batch_size: int = 32,
     resamples: int = 1000,
     on_batch: Callable[[int], None] | None = None,
@@ -155,6 +156,7 @@ def evaluate(
         examples: labelled examples.
         majority_label: the training data's most common label.
         num_prompts: k, where the method chooses between prompts.
+        revives: whether the training revived dead prompts, so that nobody is advised to try it.
         batch_size: examples in a pass.
         resamples: of the bootstrap interval; 0 where nobody looks at it.
         on_batch: called with the number of examples done in each batch.
@@ -182,17 +184,17 @@ def evaluate(
         loss=-sum(p.log_probabilities[y] for p, y in zip(predictions, truth, strict=True))
         / len(truth),
         load=load,
-        alarms=tuple(_alarms(formulation, predictions, truth, load)),
+        alarms=(
+            *_collapse(formulation, predictions, truth),
+            *_dead_prompts(load, model, revives=revives),
+        ),
     )
 
 
-def _alarms(
-    formulation: Formulation,
-    predictions: Sequence[Prediction],
-    truth: Sequence[int],
-    load: Sequence[float],
+def _collapse(
+    formulation: Formulation, predictions: Sequence[Prediction], truth: Sequence[int]
 ) -> Iterator[str]:
-    """Sentences about results that are not what they look like."""
+    """Say so where one answer is given to nearly everything."""
     label, count = Counter(p.label for p in predictions).most_common(1)[0]
     share = count / len(predictions)
     if share >= COLLAPSED_SHARE and Counter(truth)[label] / len(truth) < share:
@@ -200,12 +202,29 @@ def _alarms(
             f"collapsed: {share:.0%} of the predictions are"
             f" {formulation.task.verbalizers[label]!r}; the score is that of a constant answer"
         )
+
+
+def _dead_prompts(load: Sequence[float], model: nn.Module, *, revives: bool) -> Iterator[str]:
+    """Say so where prompts get no rows, and what may help."""
     dead = [j for j, part in enumerate(load) if part < DEAD_LOAD]
     if len(load) > 1 and dead:
         yield (
             f"dead prompts: {len(dead)} of {len(load)} get less than {DEAD_LOAD:.0%} of the rows"
-            f" (number {_some(dead)}, counted from 0)"
+            f" (number {_some(dead)}, counted from 0){_remedy(model, revives=revives)}"
         )
+
+
+def _remedy(model: nn.Module, *, revives: bool) -> str:
+    """What may be done about dead prompts, and was not yet; nothing where no router is trained."""
+    tuner = SMoPModel.of(model)
+    if tuner is None:
+        return ""
+    adapter = tuner.smop_layer[tuner.active_adapters[0]]
+    if adapter.router is None:
+        return ""
+    other = [] if adapter.strategy.judges else ["--method smop-posterior"]
+    again = [] if revives else ["--set revive_dead_prompts=true"]
+    return f"; train with {' or '.join([*other, *again] or ['fewer prompts, --num-prompts'])}"
 
 
 def _some(numbers: Sequence[int], most: int = 8) -> str:
