@@ -56,34 +56,27 @@ def test_an_answer_is_believed_no_more_than_a_few_tokens():
     assert_close(q, torch.tensor([[0.25, 0.75]]))
 
 
-def test_balance_lifts_prompts_that_are_used_too_little():
-    """To a third of an equal use, with the rows on which they are likeliest; and no further."""
-    losses = torch.stack([torch.linspace(0, 4, 400), torch.full((400,), 6.0)], dim=1)
+def test_balance_moves_a_posterior_toward_equal_use():
+    """Fully balanced over enough rows, each prompt has half of them, the likelier ones."""
+    losses = torch.stack([torch.linspace(0, 4, 400), torch.full((400,), 3.0)], dim=1)
     zeros = torch.zeros(400, 2)
-    use = {}
-    for options in ((0.0, 0.33), (0.5, 0.33), (0.5, 1.0), (0.5, 0.0)):
-        strategy = Posterior(balance=options[0], least_use=options[1])
-        q = strategy.posterior(losses, torch.ones(400), zeros, EVENLY)
+    use = []
+    for balance in (0.0, 0.2, 1.0):
+        q = Posterior(balance=balance).posterior(losses, torch.ones(400), zeros, EVENLY)
         assert_close(q.sum(dim=1), torch.ones(400))
-        assert (q[:-1, 1] <= q[1:, 1] + 1e-6).all()  # the order of the rows stays
-        use[options] = q[:, 1].mean().item()
-    assert use[0.5, 0.0] == use[0.0, 0.33] < 0.05
-    assert abs(use[0.5, 0.33] - 0.165) < 0.01
-    assert 0.44 < use[0.5, 1.0] < 0.5  # ten rounds do not reach it
-    enough = torch.stack([torch.linspace(0, 4, 400), torch.full((400,), 3.0)], dim=1)
-    lifted = Posterior().posterior(enough, torch.ones(400), zeros, EVENLY)
-    assert_close(lifted, (-enough).softmax(dim=1))
+        assert (q[:-1, 0] >= q[1:, 0] - 1e-6).all()  # the order of the rows stays
+        use.append(q[:, 0].mean().item())
+    assert use[0] > 0.65 > use[1] > 0.51
+    assert abs(use[2] - 0.5) < 0.01
 
 
 def test_one_round_of_balance_by_hand():
-    """Used (0.9, 0.1) with u = 0.2: log q_2 rises by 1/2 log 2, so q = (9, √2) / (9 + √2)."""
-    strategy = Posterior(balance=0.5, least_use=0.4)
+    """Used (0.9, 0.1): log q is lowered by 1/2 log 2·(0.9, 0.1), so q = (3, 1) / 4."""
     logits = torch.tensor([[math.log(9.0), 0.0]]).repeat(128, 1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("peft_smop.tuner.posterior.BALANCE_STEPS", 1)
-        q = strategy.posterior(torch.zeros(128, 2), torch.ones(128), logits, EVENLY)
-    root = math.sqrt(2.0)
-    assert_close(q[0], torch.tensor([9.0, root]) / (9 + root))
+        q = Posterior(balance=0.5).posterior(torch.zeros(128, 2), torch.ones(128), logits, EVENLY)
+    assert_close(q[0], torch.tensor([0.75, 0.25]))
 
 
 def test_a_posterior_divides_the_share_of_the_prompts_that_a_row_was_put_under():
@@ -117,7 +110,7 @@ def test_the_number_of_candidates_grows_with_the_root_of_k(k, count):
 def test_few_rows_are_balanced_with_the_steps_before_them():
     """One row says little of how much each prompt is used; 128 rows for two prompts say it all."""
     zeros = torch.zeros(1, 2)
-    strategy = Posterior(least_use=1.0)
+    strategy = Posterior(balance=0.5)
     before = torch.tensor([0.9, 0.1])
     q = strategy.posterior(zeros, torch.ones(1), zeros, before)
     assert q[0, 1] > 0.9  # the first prompt has had its share
@@ -158,7 +151,6 @@ def test_a_prompt_is_drawn_from_the_posterior_and_unjudged_rows_keep_the_router_
         ({"every": 0}, "every=0 must be at least 1 step"),
         ({"exact": True, "judged": 0.5}, "judged=0.5 contradicts exact=True"),
         ({"balance": -0.1}, "balance=-0.1 must be from 0 to 1"),
-        ({"least_use": 1.5}, "least_use=1.5 must be from 0 to 1"),
         ({"evidence": 0.0}, "evidence=0.0 must be above 0"),
         ({"perturbation": True}, "contradicts routing='posterior'"),
     ],

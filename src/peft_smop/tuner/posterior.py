@@ -20,7 +20,7 @@ from peft_smop.tuner.noise import uniform
 from peft_smop.tuner.routing import Routing, RoutingStrategy, RowState, option
 
 BALANCE_STEPS = 10
-"""Rounds in which the posterior lifts prompts that are used too little."""
+"""Rounds in which the posterior is moved toward equal use of the prompts."""
 ROWS_PER_PROMPT = 64
 """Judged rows for each prompt from which on a step's rows alone say how much each is used; with
 fewer, the steps before it count as well. A step's rows need not be a fair sample: batches of
@@ -39,11 +39,10 @@ class Posterior(RoutingStrategy):
     In training, for every judged row: q_j ∝ p_j exp(-L_j), where L_j = -log p(y | [P_j; x]) without
     gradient, of at most `evidence` tokens: L_j min(1, evidence / n) for an answer of n. The row is
     put under `candidates` prompts, half of them the most probable, the others drawn; over those q
-    divides what p gives them, and the rest keep q_j = p_j. Then prompts are lifted that are used
-    less than u = `least_use` / k: `BALANCE_STEPS` times log q_j rises by `balance` times
-    log(u / mean q_j), where that is positive. The row is given P_c, c ~ q, and the router the loss
-    -Σ_j q_j log p_j. Rows that are not judged are given P_c, c = argmax p. In evaluation all are:
-    one pass, unscaled.
+    divides what p gives them, and the rest keep q_j = p_j. Then q is moved toward equal use of the
+    prompts: `BALANCE_STEPS` times log q_j is lowered by `balance` times log(k · mean q_j). The row
+    is given P_c, c ~ q, and the router the loss -Σ_j q_j log p_j. Rows that are not judged are
+    given P_c, c = argmax p. In evaluation all are: one pass, unscaled.
 
     With `exact` the loss is -log Σ_j p_j exp(-L_j) itself, with the gradient of all prompts: k + 1
     passes, nothing judged, balanced or tempered. For study.
@@ -58,8 +57,7 @@ class Posterior(RoutingStrategy):
         None, "prompts that a judged row is put under; 2 ⌈√k⌉ by default"
     )
     every: int = option(1, "steps from one in which rows are judged to the next")
-    balance: float = option(0.5, "how strongly a posterior lifts prompts that are used too little")
-    least_use: float = option(0.33, "share of an equal use below which a prompt is lifted")
+    balance: float = option(0.2, "how far a posterior is moved toward equal use of the prompts")
     evidence: float = option(4.0, "tokens of an answer that a posterior believes at most")
     exact: bool = option(False, "train all prompts on every row by the mixture's likelihood itself")
 
@@ -74,8 +72,6 @@ class Posterior(RoutingStrategy):
             raise ConfigError(f"every={self.every} must be at least 1 step")
         if not 0 <= self.balance <= 1:
             raise ConfigError(f"balance={self.balance!r} must be from 0 to 1")
-        if not 0 <= self.least_use <= 1:
-            raise ConfigError(f"least_use={self.least_use!r} must be from 0 to 1")
         if not self.evidence > 0:
             raise ConfigError(f"evidence={self.evidence!r} must be above 0")
 
@@ -132,7 +128,7 @@ class Posterior(RoutingStrategy):
         for _ in range(BALANCE_STEPS):
             q = q.log_softmax(dim=-1)
             used = own * q.exp().mean(dim=0) + (1 - own) * usage
-            q = q + self.balance * (self.least_use / (k * used.clamp(min=1e-9))).log().clamp(min=0)
+            q = q - self.balance * (used.clamp(min=1e-9).log() + math.log(k))
         return q.softmax(dim=-1)
 
     def __call__(self, logits: Float[Tensor, "b k"], state: RowState) -> Routing:
