@@ -53,9 +53,7 @@ class Posterior(RoutingStrategy):
     """
 
     judged: float = option(0.33, "share of a step's rows that are put under several prompts")
-    candidates: int | None = option(
-        None, "prompts that a judged row is put under; 2 ⌈√k⌉ by default"
-    )
+    candidates: int = option(8, "most prompts that a judged row is put under")
     every: int = option(1, "steps from one in which rows are judged to the next")
     balance: float = option(0.2, "how far a posterior is moved toward equal use of the prompts")
     evidence: float = option(4.0, "tokens of an answer that a posterior believes at most")
@@ -66,7 +64,7 @@ class Posterior(RoutingStrategy):
     def __post_init__(self) -> None:
         if not 0 < self.judged <= 1:
             raise ConfigError(f"judged={self.judged!r} must be above 0 and at most 1")
-        if self.candidates is not None and self.candidates < 2:
+        if self.candidates < 2:
             raise ConfigError(f"candidates={self.candidates} must be at least 2, to compare them")
         if self.every < 1:
             raise ConfigError(f"every={self.every} must be at least 1 step")
@@ -96,7 +94,7 @@ class Posterior(RoutingStrategy):
     def tried(self, logits: Float[Tensor, "m k"], keys: Int[Tensor, "m"]) -> Int[Tensor, "m c"]:
         """The prompts that rows are put under: first the router's best, then others at random."""
         k = logits.shape[1]
-        count = min(k, self.candidates or 2 * math.ceil(math.sqrt(k)))
+        count = min(k, self.candidates)
         best = logits.topk((count + 1) // 2, dim=-1).indices
         others = uniform(keys, k).scatter(1, best, -1.0)
         return torch.cat([best, others.topk(count // 2, dim=-1).indices], dim=1)
