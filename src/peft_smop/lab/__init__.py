@@ -1,15 +1,9 @@
 """One run and many runs: specifications, store, comparison."""
 
 from peft_smop.lab.costing import Costing, costing, progress_steps
-from peft_smop.lab.run import (
-    environment,
-    predictions_as_rows,
-    prepare,
-    put,
-    run,
-    run_packed,
-    score_as_dict,
-)
+from peft_smop.lab.prepare import prepare, put
+from peft_smop.lab.record import environment, predictions_as_rows, score_as_dict
+from peft_smop.lab.run import run, run_packed
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
 from peft_smop.lab.study import study

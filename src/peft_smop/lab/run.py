@@ -3,49 +3,39 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from peft import TaskType
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
-from transformers import set_seed
 
 from peft_smop.costs import training_flops
 from peft_smop.errors import ConfigError, RunError, SMoPError
+from peft_smop.lab.prepare import Prepared, load_task_of, prepare
+from peft_smop.lab.record import (
+    environment,
+    learning_rate,
+    predictions_as_rows,
+    result_of,
+)
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
 from peft_smop.lab.worth import examples_to_certify, routing_worth
 from peft_smop.methods import (
-    LoadedBackbone,
-    ParameterCount,
-    Setting,
-    build,
-    configure,
-    load_backbone,
-    method_of,
     prompts_to_choose,
-    virtual_tokens,
 )
 from peft_smop.scoring import (
     Evaluation,
-    Formulation,
-    Prediction,
     evaluate,
-    formulate,
     majority_label,
     routed_prompts,
 )
-from peft_smop.tasks import Example, Split, Task, load_task
+from peft_smop.tasks import Split, Task
 from peft_smop.training import (
     Fit,
     ProgressBar,
@@ -58,71 +48,9 @@ from peft_smop.training import (
     share_backbone,
 )
 
-PACKAGES = ("peft-smop", "torch", "transformers", "peft", "accelerate")
-
 NEIGHBOURS = (
     "rows not independent: with routing 'released' predictions depend on the other rows of a batch"
 )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run ready to train: data, model, and how one is put to the other."""
-
-    task: Task
-    split: Split
-    train: Sequence[Example]
-    """The split's training examples, or as many of them as were asked for."""
-    backbone: LoadedBackbone
-    model: nn.Module
-    formulation: Formulation
-
-
-def prepare(spec: RunSpec) -> Prepared:
-    """Load the data and the model, data first: they fail faster.
-
-    Raises:
-        SMoPError: anything in the specification is not as it should be.
-    """
-    task, split = load_task_of(spec)
-    configure(spec.method, Setting(TaskType.SEQ_2_SEQ_LM, task.verbalizers, spec.model, spec.seed))
-    train = training_examples(split, spec)
-    populations = _populations(spec, train)
-    # heads and PEFT's own prompts start from torch's global generator
-    set_seed(spec.seed)
-    dtype = spec.training.precision
-    if spec.method.name == "full" and dtype == "auto":
-        dtype = "fp32"  # bf16 weights would round most updates away
-    backbone = load_backbone(spec.model, labels=len(task.labels), dtype=dtype)
-    formulation = put(task, backbone, spec)
-    formulation.populations = populations
-    setting = Setting(
-        TaskType(backbone.task_type),
-        task.verbalizers,
-        backbone.tokenizer.name_or_path,
-        spec.seed,
-        steps=spec.training.planned_steps(len(train)),
-        populations=len(populations),
-    )
-    model = build(backbone.model, spec.method, setting)
-    return Prepared(task, split, train, backbone, model, formulation)
-
-
-def load_task_of(spec: RunSpec) -> tuple[Task, Split]:
-    """A specification's task and data, divided as it says."""
-    return load_task(spec.task, data=spec.data, preset=spec.preset, seed=spec.seed)
-
-
-def put(task: Task, backbone: LoadedBackbone, spec: RunSpec) -> Formulation:
-    """How the run puts its task to its backbone."""
-    return formulate(
-        task,
-        backbone.model,
-        backbone.tokenizer,
-        task_type=backbone.task_type,
-        max_length=spec.training.max_length,
-        prompt_length=virtual_tokens(spec.method),
-    )
 
 
 def run(
@@ -262,7 +190,7 @@ class _Begun:
         write_jsonl(directory.metrics, fitted.history)
         rows = predictions_as_rows(prepared.task, evaluation.predictions)
         write_jsonl(directory.predictions, rows)
-        result = _result(spec, prepared, fitted, evaluation)
+        result = result_of(spec, prepared, fitted, evaluation)
         result["training"] |= {
             "seconds": round(seconds, 1),
             "resumed": self.resumed,
@@ -345,11 +273,6 @@ def _with_rate(spec: RunSpec) -> TrainingOptions:
     return spec.training.model_copy(update={"learning_rate": learning_rate(spec)})
 
 
-def learning_rate(spec: RunSpec) -> float:
-    """The specification's learning rate, or the first of its method's."""
-    return spec.training.learning_rate or method_of(spec.method).learning_rates[0]
-
-
 def _save(prepared: Prepared, directory: Path) -> None:
     """The trained adapter as PEFT saves it, or, after full fine-tuning, the whole model."""
     prepared.model.save_pretrained(str(directory))
@@ -405,110 +328,3 @@ def _check_same_data(task: Task, split: Split, directory: RunDirectory) -> None:
                 f"the task's data are not those in {path}, with which the run was started;"
                 " restore them, or use --overwrite"
             )
-
-
-def training_examples(split: Split, spec: RunSpec) -> Sequence[Example]:
-    """The training examples; fewer where the specification says so.
-
-    Raises:
-        RunError: a part of the split is empty.
-    """
-    for name in ("train", "validation", "test"):
-        if not getattr(split, name):
-            raise RunError(
-                f"task {spec.task!r} has no {name} examples; a run needs all three parts"
-            )
-    if spec.train_examples is None or spec.train_examples >= len(split.train):
-        return split.train
-    order = np.random.default_rng(spec.seed).permutation(len(split.train))[: spec.train_examples]
-    return [split.train[i] for i in sorted(order)]
-
-
-def _populations(spec: RunSpec, train: Sequence[Example]) -> tuple[str, ...]:
-    """The sub-populations that a method is told of; empty for the others.
-
-    Raises:
-        ConfigError: the task names none.
-    """
-    if spec.method.name != "told":
-        return ()
-    named = {example.population for example in train}
-    if None in named:
-        raise ConfigError(
-            f"the task {spec.task!r} names no sub-populations, of which method 'told' is told;"
-            " give its rows a population, or choose another method"
-        )
-    return tuple(sorted(str(name) for name in named))
-
-
-def predictions_as_rows(task: Task, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Predictions as JSON objects, labels by name, log-probabilities normalised over the labels."""
-    rows = []
-    for p in predictions:
-        normalised = torch.tensor(p.log_probabilities, dtype=torch.float64).softmax(0).tolist()
-        row: dict[str, Any] = {"id": p.example.id, "prediction": task.labels[p.label]}
-        if p.example.label is not None:
-            row["label"] = task.labels[p.example.label]
-        row["probabilities"] = dict(zip(task.labels, normalised, strict=True))
-        if p.prompt is not None:
-            row["prompt"] = p.prompt
-            row["prompt_probability"] = p.prompt_probability
-        if p.example.population is not None:
-            row["population"] = p.example.population
-        rows.append(row)
-    return rows
-
-
-def _result(
-    spec: RunSpec,
-    prepared: Prepared,
-    fitted: Fit,
-    evaluation: Evaluation,
-) -> dict[str, Any]:
-    parameters = ParameterCount.of(prepared.model)
-    record = prepared.split.record()
-    return {
-        "task": prepared.task.name,
-        "model": spec.model,
-        "method": spec.method.model_dump(mode="json"),
-        "seed": spec.seed,
-        "test": score_as_dict(evaluation),
-        "validation": {"score": fitted.best_score, "examples": len(prepared.split.validation)},
-        "training": {
-            "steps": fitted.steps,
-            "best_step": fitted.best_step,
-            "stopped_early": fitted.stopped_early,
-            "learning_rate": learning_rate(spec),
-            "revived_prompts": fitted.revived_prompts,
-        },
-        "parameters": {
-            "trainable": parameters.trainable,
-            "allocated": parameters.allocated,
-            "backbone": parameters.backbone,
-            "percentage": parameters.percentage,
-        },
-        "split": {part: content["sha256"] for part, content in record["parts"].items()},
-        "truncated_test_inputs": prepared.formulation.truncated,
-    }
-
-
-def score_as_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """A score for JSON, with load and alarms."""
-    return {
-        **asdict(evaluation.score),
-        "loss": evaluation.loss,
-        "load": list(evaluation.load),
-        "alarms": list(evaluation.alarms),
-    }
-
-
-def environment() -> dict[str, str]:
-    """Versions and hardware."""
-    device = torch.accelerator.current_accelerator(check_available=True)
-    name = torch.cuda.get_device_name() if device and device.type == "cuda" else platform.machine()
-    return {
-        **{package: version(package) for package in PACKAGES},
-        "python": platform.python_version(),
-        "device": f"{device.type if device else 'cpu'} {name}",
-        "threads": str(torch.get_num_threads()),
-    }

@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from peft_smop.errors import ConfigError, DivergedError, RunError, SMoPError
-from peft_smop.lab.run import load_task_of, run, run_packed
+from peft_smop.lab.prepare import load_task_of
+from peft_smop.lab.run import run, run_packed
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import write_json
 from peft_smop.lab.variants import Variant, check_methods

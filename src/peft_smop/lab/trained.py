@@ -12,7 +12,7 @@ from peft import TaskType
 from torch import nn
 
 from peft_smop.errors import CheckpointError, ConfigError, RunError
-from peft_smop.lab.run import load_task_of, put, training_examples
+from peft_smop.lab.prepare import load_task_of, put, training_examples
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory
 from peft_smop.methods import MethodSpec, load_adapter, load_backbone, read_config

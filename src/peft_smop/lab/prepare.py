@@ -1,0 +1,121 @@
+"""What a run is made of: its data, its model, and how one is put to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from peft import TaskType
+from torch import nn
+from transformers import set_seed
+
+from peft_smop.errors import ConfigError, RunError
+from peft_smop.lab.spec import RunSpec
+from peft_smop.methods import (
+    LoadedBackbone,
+    Setting,
+    build,
+    configure,
+    load_backbone,
+    virtual_tokens,
+)
+from peft_smop.scoring import (
+    Formulation,
+    formulate,
+)
+from peft_smop.tasks import Example, Split, Task, load_task
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run ready to train: data, model, and how one is put to the other."""
+
+    task: Task
+    split: Split
+    train: Sequence[Example]
+    """The split's training examples, or as many of them as were asked for."""
+    backbone: LoadedBackbone
+    model: nn.Module
+    formulation: Formulation
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Load the data and the model, data first: they fail faster.
+
+    Raises:
+        SMoPError: anything in the specification is not as it should be.
+    """
+    task, split = load_task_of(spec)
+    configure(spec.method, Setting(TaskType.SEQ_2_SEQ_LM, task.verbalizers, spec.model, spec.seed))
+    train = training_examples(split, spec)
+    populations = _populations(spec, train)
+    # heads and PEFT's own prompts start from torch's global generator
+    set_seed(spec.seed)
+    dtype = spec.training.precision
+    if spec.method.name == "full" and dtype == "auto":
+        dtype = "fp32"  # bf16 weights would round most updates away
+    backbone = load_backbone(spec.model, labels=len(task.labels), dtype=dtype)
+    formulation = put(task, backbone, spec)
+    formulation.populations = populations
+    setting = Setting(
+        TaskType(backbone.task_type),
+        task.verbalizers,
+        backbone.tokenizer.name_or_path,
+        spec.seed,
+        steps=spec.training.planned_steps(len(train)),
+        populations=len(populations),
+    )
+    model = build(backbone.model, spec.method, setting)
+    return Prepared(task, split, train, backbone, model, formulation)
+
+
+def load_task_of(spec: RunSpec) -> tuple[Task, Split]:
+    """A specification's task and data, divided as it says."""
+    return load_task(spec.task, data=spec.data, preset=spec.preset, seed=spec.seed)
+
+
+def put(task: Task, backbone: LoadedBackbone, spec: RunSpec) -> Formulation:
+    """How the run puts its task to its backbone."""
+    return formulate(
+        task,
+        backbone.model,
+        backbone.tokenizer,
+        task_type=backbone.task_type,
+        max_length=spec.training.max_length,
+        prompt_length=virtual_tokens(spec.method),
+    )
+
+
+def training_examples(split: Split, spec: RunSpec) -> Sequence[Example]:
+    """The training examples; fewer where the specification says so.
+
+    Raises:
+        RunError: a part of the split is empty.
+    """
+    for name in ("train", "validation", "test"):
+        if not getattr(split, name):
+            raise RunError(
+                f"task {spec.task!r} has no {name} examples; a run needs all three parts"
+            )
+    if spec.train_examples is None or spec.train_examples >= len(split.train):
+        return split.train
+    order = np.random.default_rng(spec.seed).permutation(len(split.train))[: spec.train_examples]
+    return [split.train[i] for i in sorted(order)]
+
+
+def _populations(spec: RunSpec, train: Sequence[Example]) -> tuple[str, ...]:
+    """The sub-populations that a method is told of; empty for the others.
+
+    Raises:
+        ConfigError: the task names none.
+    """
+    if spec.method.name != "told":
+        return ()
+    named = {example.population for example in train}
+    if None in named:
+        raise ConfigError(
+            f"the task {spec.task!r} names no sub-populations, of which method 'told' is told;"
+            " give its rows a population, or choose another method"
+        )
+    return tuple(sorted(str(name) for name in named))
