@@ -33,7 +33,9 @@ def labelled(name, rows=6):
 
 def trained(name, judged=1.0, candidates=4, **options):
     options |= {"judged": judged, "candidates": candidates}
-    return without_dropout(adapted(KINDS[name], routing="posterior", **options)).train()
+    return without_dropout(
+        adapted(KINDS[name], routing="posterior", **{"num_prompts": 4, **options})
+    ).train()
 
 
 # -- equations -----------------------------------------------------------------------------------
@@ -225,7 +227,7 @@ def test_judging_may_leave_steps_out():
 
 @pytest.mark.parametrize("name", THREE)
 def test_in_evaluation_it_is_one_pass_and_the_best_prompt_unscaled(name):
-    model, made = adapted(KINDS[name], routing="posterior"), labelled(name)
+    model, made = adapted(KINDS[name], routing="posterior", num_prompts=4), labelled(name)
     passes = []
     model.get_base_model().register_forward_hook(lambda *a: passes.append(1))
     model(**made)
@@ -257,7 +259,7 @@ def test_in_a_mixed_batch_every_adapter_is_judged_by_its_own_rows(name):
     made = labelled(name)
 
     def zoo():
-        model = adapted(KINDS[name], routing="posterior", judged=1.0, candidates=4)
+        model = adapted(KINDS[name], routing="posterior", num_prompts=4, judged=1.0)
         model.add_adapter("plain", SMoPConfig(task_type=KINDS[name].task_type))
         model.set_requires_grad(["default", "plain"])
         return without_dropout(model).train()
@@ -320,7 +322,7 @@ def test_a_share_of_the_rows_is_judged_by_what_they_say():
 @pytest.mark.parametrize("name", THREE)
 def test_ten_lines_of_plain_peft_train_it(name, tmp_path):
     kind = KINDS[name]
-    config = SMoPConfig(task_type=kind.task_type, routing="posterior")
+    config = SMoPConfig(task_type=kind.task_type, routing="posterior", num_prompts=4)
     model = get_peft_model(kind.model(), config)
     made = labelled(name, rows=8)
     rows = [{key: value[i] for key, value in made.items()} for i in range(8)]
@@ -341,7 +343,9 @@ def test_the_exact_form_has_the_gradient_of_the_mixture_s_likelihood(name):
     made["labels"][0, ...] = made["labels"][1, ...]
     if name != "bert":
         made["labels"][0, -1] = -100  # rows count by their tokens
-    model = without_dropout(adapted(KINDS[name], routing="posterior", exact=True)).train()
+    model = without_dropout(
+        adapted(KINDS[name], routing="posterior", num_prompts=4, exact=True)
+    ).train()
     adapter = model.smop_layer["default"]
     with torch.no_grad():
         adapter.router.mul_(10)  # so that the priors differ

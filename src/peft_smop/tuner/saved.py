@@ -110,7 +110,9 @@ def loaded_keys(
         raise CheckpointError(
             f"the saved adapter loaded as {adapter_name!r} has {', '.join(strangers)}, which would"
             " replace weights of the model itself: its configuration does not list them in"
-            " modules_to_save; take them out, or list their module there"
+            " modules_to_save; take them out, or list their module there (after resizing a"
+            " vocabulary, save the resized model as the base, and the adapter with"
+            " save_embedding_layers=False)"
         )
     loaded = {}
     for part_name, value in found.items():
