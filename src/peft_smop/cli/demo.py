@@ -16,7 +16,7 @@ from peft_smop.lab import RunSpec, load_trained, part_of_task, run
 from peft_smop.report import Row, compare, draw, draw_routes
 from peft_smop.scoring import certify
 
-MIXTURE = "SMoP by posterior, k=8 l=5"
+MIXTURE = "SMoP by posterior, k=4 l=5"
 CANDIDATES: dict[str, dict[str, Any]] = {
     "single prompt, l=5": {"name": "single", "num_virtual_tokens": 5},
     "prompt tuning, l=20": {"name": "prompt-tuning", "num_virtual_tokens": 20},
@@ -24,7 +24,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     MIXTURE: {
         "name": "smop",
         "routing": "posterior",
-        "num_prompts": 8,
+        "num_prompts": 4,
         "num_virtual_tokens": 5,
     },
 }

@@ -59,7 +59,7 @@ class Posterior(RoutingStrategy):
     evidence: float = option(4.0, "tokens of an answer that a posterior believes at most")
     exact: bool = option(False, "train all prompts on every row by the mixture's likelihood itself")
 
-    default_num_prompts: ClassVar[int] = 8
+    default_num_prompts: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         if not 0 < self.judged <= 1:
