@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -58,8 +57,6 @@ class Posterior(RoutingStrategy):
     balance: float = option(0.2, "how far a posterior is moved toward equal use of the prompts")
     evidence: float = option(4.0, "tokens of an answer that a posterior believes at most")
     exact: bool = option(False, "train all prompts on every row by the mixture's likelihood itself")
-
-    default_num_prompts: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         if not 0 < self.judged <= 1:
