@@ -4,7 +4,7 @@ bin := .venv/bin
 
 demo:  ## train SMoP and two baselines on the embedded model, print a comparison and draw it
 	@tools/setup dev
-	@$(bin)/smop demo
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)/smop demo
 
 test:  ## the test suite: offline, on the CPU, a few minutes
 	@tools/setup dev

@@ -51,7 +51,7 @@ def cost(
     methods: Annotated[
         str,
         typer.Option(help="Names of `smop methods`, commas between them. Ratios are to the first."),
-    ] = "smop,single,prompt-tuning-20,prompt-tuning-100,p-tuning-20,full",
+    ] = "smop,smop-posterior,single,prompt-tuning-20,prompt-tuning-100,p-tuning-20,full",
     data: Annotated[
         Path | None, typer.Option(help="Directory of the task's files; without it, the hub.")
     ] = None,

@@ -72,7 +72,7 @@ def print_result(console: Console, result: Mapping[str, Any], where: Path) -> No
     stopped = "stopped early" if training["stopped_early"] else "ran to its end"
     since = " since it was resumed" if training.get("resumed") else ""
     lines = [
-        f"{result['task']}, {result['method']['name']} on {result['model']}, seed {result['seed']}",
+        f"{result['task']}, {_method(result)} on {result['model']}, seed {result['seed']}",
         *score_lines(result["test"], part="test"),
         f"validation {result['validation']['score']:.1f} at step {training['best_step']}"
         f" of {training['steps']} ({stopped}, {training['seconds']:.0f} s{since})",
@@ -103,3 +103,9 @@ def print_result(console: Console, result: Mapping[str, Any], where: Path) -> No
         Text(f"saved in {where}   next: smop predict {where} INPUT.jsonl", style="dim"),
         soft_wrap=True,
     )
+
+
+def _method(result: Mapping[str, Any]) -> str:
+    """A result's method, with the routing where it is not the method's own."""
+    name, routing = result["method"]["name"], result["method"].get("routing")
+    return name if routing is None else f"{name} ({routing})"

@@ -49,7 +49,7 @@ def prepare(spec: RunSpec) -> Prepared:
     task, split = load_task_of(spec)
     configure(spec.method, Setting(TaskType.SEQ_2_SEQ_LM, task.verbalizers, spec.model, spec.seed))
     train = training_examples(split, spec)
-    populations = _populations(spec, train)
+    populations = populations_of(spec, train)
     # heads and PEFT's own prompts start from torch's global generator
     set_seed(spec.seed)
     dtype = spec.training.precision
@@ -104,7 +104,7 @@ def training_examples(split: Split, spec: RunSpec) -> Sequence[Example]:
     return [split.train[i] for i in sorted(order)]
 
 
-def _populations(spec: RunSpec, train: Sequence[Example]) -> tuple[str, ...]:
+def populations_of(spec: RunSpec, train: Sequence[Example]) -> tuple[str, ...]:
     """The sub-populations that a method is told of; empty for the others.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from peft_smop.errors import ConfigError, DivergedError, RunError, SMoPError
-from peft_smop.lab.prepare import load_task_of
+from peft_smop.lab.prepare import load_task_of, populations_of
 from peft_smop.lab.run import run, run_packed
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import write_json
@@ -54,6 +54,10 @@ def study(
     """
     spaces = {one.name: _space(common, one) for one in variants}
     _check(variants, spaces, trials)
+    for one in variants:
+        if one.spec.name == "told":  # before the others are trained
+            spec = _spec(common, one, None, seeds[0])
+            populations_of(spec, load_task_of(spec)[1].train)
     every = {
         one.name: [_spec(common, one, rate, seeds[0]) for rate in spaces[one.name][:trials]]
         for one in variants

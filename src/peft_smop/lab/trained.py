@@ -17,7 +17,7 @@ from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory
 from peft_smop.methods import MethodSpec, load_adapter, load_backbone, read_config
 from peft_smop.scoring import Formulation
-from peft_smop.tasks import CATALOGUE, Example, Task
+from peft_smop.tasks import CATALOGUE, Example, Task, load_task
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,18 @@ def load_trained(
     else:
         adapter = path
         config = read_config(adapter)
-        if task is None or task not in CATALOGUE:
+        if task is None:
             raise ConfigError(
                 f"{path} is an adapter without its run, which would know the task; give --task with"
-                f" one of {', '.join(CATALOGUE)}"
+                f" a task's YAML, or one of {', '.join(CATALOGUE)}"
             )
         spec = RunSpec(
             task=task,
             model=model or config.base_model_name_or_path or "",
             method=MethodSpec(num_virtual_tokens=getattr(config, "num_virtual_tokens", 5)),
         )
-        definition = CATALOGUE[task].task
+        own = CATALOGUE.get(task)
+        definition = load_task(task, data=data)[0] if own is None else own.task
     spec = spec.model_copy(
         update={
             key: value for key, value in (("model", model), ("data", data)) if value is not None

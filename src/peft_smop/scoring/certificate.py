@@ -77,6 +77,11 @@ class Certificate:
     def verdict(self) -> str:
         """One sentence."""
         low, high = self.worth.low, self.worth.high
+        if self.disagreement == 0:
+            return (
+                "all prompts give the same answers here: there is nothing to choose between, and"
+                " nothing to say of the task (was the adapter trained long enough?)"
+            )
         if low > 0:
             return (
                 f"routing is worth {low:+.1f} to {high:+.1f} points over the best single prompt"
@@ -130,7 +135,8 @@ def certify(
     tuner, k = SMoPModel.of(model), routed_prompts(model)
     if tuner is None or k is None:
         raise ConfigError(
-            "a certificate is of an adapter with a router; this method chooses no prompt"
+            "what routing is worth can only be said of an adapter with a router; this one has none"
+            " (try smop train --method smop-posterior)"
         )
 
     def answers() -> list[Prediction]:

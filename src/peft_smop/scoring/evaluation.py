@@ -93,11 +93,16 @@ def predict(
 
 
 def _named(routes: Routes | None) -> list[tuple[int, float] | None]:
-    """Every row's prompt and its weight; None where all are mixed alike, and no one to name."""
+    """Every row's prompt and its probability; None where all are mixed alike, and none is named.
+
+    The router's probability, whatever scale the prompt has; without a router the scale, 1.
+    """
     if routes is None:
         return []
-    pairs = zip(routes.chosen.tolist(), routes.probabilities[:, 0].tolist(), strict=True)
-    return [(prompt, weight) if prompt >= 0 else None for prompt, weight in pairs]
+    own = routes.logits.softmax(dim=-1).gather(1, routes.chosen.clamp(min=0)[:, None])
+    said = torch.where((routes.logits == 0).all(dim=-1, keepdim=True), routes.probabilities, own)
+    pairs = zip(routes.chosen.tolist(), said[:, 0].tolist(), strict=True)
+    return [(prompt, probability) if prompt >= 0 else None for prompt, probability in pairs]
 
 
 def _batches(

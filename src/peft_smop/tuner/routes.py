@@ -23,7 +23,9 @@ class Routes:
     adapters: tuple[str, ...]
     indices: Int[Tensor, "b t"]
     probabilities: Float[Tensor, "b t"]
+    """The weight of each: the router's probability in equation 4, 1 where prompts are unscaled."""
     logits: Float[Tensor, "b k"]
+    """Of the router, as it was routed by; their softmax is its probability of every prompt."""
     chosen: Int[Tensor, "b"]
     """The one prompt that each row's strategy chose, or that was asked for; -1 where it mixes all
     alike."""
