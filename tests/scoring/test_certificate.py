@@ -81,7 +81,10 @@ def test_every_score_is_that_of_its_chooser(setting):
 )
 def test_the_verdict_follows_the_interval(setting, low, high, said):
     found = certify(*setting)
-    assert said in replace(found, worth=Interval((low + high) / 2, low, high)).verdict
+    worth = Interval((low + high) / 2, low, high)
+    assert said in replace(found, worth=worth, disagreement=40.0).verdict
+    alike = replace(found, worth=worth, disagreement=0.0)
+    assert "nothing to choose between" in alike.verdict
 
 
 def test_what_has_no_router_has_no_certificate(saved_models, setting):
@@ -90,7 +93,7 @@ def test_what_has_no_router_has_no_certificate(saved_models, setting):
     with pytest.raises(ConfigError, match="adapter with a router"):
         certify(base, put, examples)
     single = get_peft_model(base, SMoPConfig(task_type="SEQ_2_SEQ_LM", routing="single"))
-    with pytest.raises(ConfigError, match="chooses no prompt"):
+    with pytest.raises(ConfigError, match="this one has none"):
         certify(single, put, examples)
 
 

@@ -50,7 +50,7 @@ def decided(
     if call.prompts is not None:
         return call.prompts.repeat_interleave(len(x) // len(call.prompts), dim=0)
     own = [layer[name] for name in rows.names]
-    routes = call.routes if call.routes is not None else _asked(layer, call, rows, x.device)
+    routes = call.routes if call.routes is not None else routes_asked(layer, call, rows, x.device)
     with torch.autocast(x.device.type, enabled=False):
         read = readable(
             own,
@@ -103,7 +103,7 @@ def router_logits(layer: SMoPLayer, name: str, batch: Mapping[str, Any]) -> Floa
         return mean_embedding(x, read) @ adapter.router_matrix()
 
 
-def _asked(
+def routes_asked(
     layer: SMoPLayer, call: PromptCall, rows: RowAdapters, device: torch.device
 ) -> Int[Tensor, "b"] | None:
     """The routes that a surrounding `Routed` asks for, row by row.

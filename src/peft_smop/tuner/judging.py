@@ -16,7 +16,7 @@ from peft_smop.rows import current
 from peft_smop.tuner.call import Judged, PromptCall
 from peft_smop.tuner.deciding import router_logits
 from peft_smop.tuner.layer import Adapter, SMoPLayer
-from peft_smop.tuner.noise import embedding_fingerprints, fingerprints, row_keys
+from peft_smop.tuner.noise import embedding_fingerprints, fingerprints, row_keys, uniform
 from peft_smop.tuner.passes import label_counts, losses_of_rows
 from peft_smop.tuner.posterior import Posterior
 
@@ -148,21 +148,14 @@ def _chosen(
     """
     strategy = adapter.strategy
     assert isinstance(strategy, Posterior)
-    count = math.ceil(strategy.judged * sum(len(rows) for _, rows in candidates))
     if strategy.judged == 1:
         return list(candidates)
-    keys = torch.cat(
-        [_keys(adapter, batches[place], _JUDGED_DRAW)[rows] for place, rows in candidates]
-    )
-    order = keys.argsort()[:count]
-    if len(candidates) == 1:
-        ((place, rows),) = candidates
-        return [(place, rows[order])]
-    is_chosen = torch.zeros_like(keys, dtype=torch.bool)
-    is_chosen[order] = True
-    parts = is_chosen.split([len(rows) for _, rows in candidates])
-    own = [(place, rows[part]) for (place, rows), part in zip(candidates, parts, strict=True)]
-    return [(place, rows) for place, rows in own if len(rows)]
+    chosen = []
+    for place, rows in candidates:
+        # row by row, so that it does not matter how a step is divided
+        keys = _keys(adapter, batches[place], _JUDGED_DRAW)[rows]
+        chosen.append((place, rows[uniform(keys, 1)[:, 0] < strategy.judged]))
+    return [(place, rows) for place, rows in chosen if len(rows)]
 
 
 def _judge(
@@ -188,6 +181,8 @@ def _judge(
         # a pass without gradient keeps nothing for the way back
         chunk=2 * max(len(batch["labels"]), count),
     )
+    # what is not a number is no answer, which is another thing than a prompt that was not tried
+    found = found.nan_to_num(nan=math.inf, posinf=math.inf)
     losses = torch.full_like(logits, math.nan).scatter(1, tried, found.view_as(tried))
     tokens = label_counts(batch["labels"], predicts_next=predicts_next)[rows]
     return _Judged(rows, losses, tokens, logits)

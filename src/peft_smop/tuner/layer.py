@@ -145,16 +145,22 @@ class Adapter(nn.Module):
 
     def note_usage(self, q: Float[Tensor, "m k"]) -> None:
         """Remember how some rows of this step use the prompts; it counts from the next step on."""
-        before, rows = self._noted or (torch.zeros_like(self.usage), 0)
-        self._noted = (before + q.sum(dim=0), rows + len(q))
+        q = q[~q.isnan().any(dim=-1)]
+        before, rows = self._noted or (torch.zeros_like(q[0]) if len(q) else 0, 0)
+        if len(q):
+            self._noted = (before + q.sum(dim=0), rows + len(q))
 
     def end_step(self) -> None:
         """Count a step of an optimizer."""
         self.steps.add_(1)
+
+    def end_usage(self) -> None:
+        """Let the uses that this step's passes noted count."""
         if self._noted is not None:
             used, rows = self._noted
             weight = min(1.0, rows / (ROWS_PER_PROMPT * len(used)))
-            self.usage.lerp_(used / rows, weight)
+            # a caller may have cast the whole model
+            self.usage.copy_(self.usage.float().lerp(used / rows, weight))
             self._noted = None
 
     def revive(self, dead: list[int], source: int, seed: int) -> None:
@@ -209,6 +215,7 @@ def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         first = next((p for p in adapter.parameters() if p.requires_grad), None)
         if id(first) in moved:
             counts.setdefault(id(adapter.steps), adapter)
+            adapter.end_usage()  # noted by the one through which its rows passed
     for adapter in counts.values():
         adapter.end_step()
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from peft_smop.errors import ConfigError
 from peft_smop.rows import RowAdapters, current, on_device
 from peft_smop.tuner.call import Apart, PromptCall
+from peft_smop.tuner.deciding import routes_asked
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.losses import divergence, first_choices
 from peft_smop.tuner.mixture import Decision
-from peft_smop.tuner.passes import label_counts, row_losses
+from peft_smop.tuner.passes import row_losses
 from peft_smop.tuner.routing import Routing
 from peft_smop.tuner.scope import IGNORED_LABEL
 
@@ -66,8 +67,11 @@ def with_terms(
     if losses is not None and labels is not None:
         total = labels_of_step
         if total is None:
-            total = label_counts(labels, predicts_next=predicts_next).sum()
-        output = _with_loss(output, losses.sum() / total)
+            counted = labels[:, 1:] if predicts_next and labels.dim() == 2 else labels
+            total = (counted != IGNORED_LABEL).sum()
+        # in place of the answers' part: a model may add losses of its own
+        own = row_losses(output, labels, predicts_next=predicts_next)
+        output = _with_loss(output, _loss_of(output) + (losses - own).sum() / total)
     if terms and call.rows is not None and labels is not None:
         share = share_of_step(labels_of_step, labels, predicts_next=predicts_next)
         return joined(output, terms, call.rows, share)
@@ -101,21 +105,26 @@ def marginal_losses(
         for decision in call.decisions
         if layer[decision.names[0]].strategy.is_marginal
     ]
-    if not marginal:
+    if not marginal or call.rows is None:
         return None
-    every = []
+    asked, every = routes_asked(layer, call, call.rows, labels.device), []
     for j in range(max(logits.shape[1] for logits, _ in marginal)):
         routes = torch.full((len(labels),), -1, device=labels.device)
         for logits, rows in marginal:
             if j < logits.shape[1]:
                 routes[slice(None) if rows is None else rows] = j
-        every.append(row_losses(again(routes), labels, predicts_next=predicts_next))
+        with torch.random.fork_rng([labels.device] if labels.is_cuda else []):
+            # prompts are compared under the same dropout
+            every.append(row_losses(again(routes), labels, predicts_next=predicts_next))
     under = torch.stack(every, dim=1)
     losses = row_losses(output, labels, predicts_next=predicts_next)
     for logits, rows in marginal:
         at = torch.arange(len(labels), device=labels.device) if rows is None else rows
         joint = logits.log_softmax(dim=-1) - under[at, : logits.shape[1]]
-        losses = losses.index_copy(0, at, -joint.logsumexp(dim=-1))
+        mixed = -joint.logsumexp(dim=-1)
+        if asked is not None:  # a row that is asked to take a prompt takes no other
+            mixed = torch.where(asked[at] >= 0, losses[at], mixed)
+        losses = losses.index_copy(0, at, mixed)
     return losses
 
 
@@ -249,8 +258,12 @@ def joined(
 ) -> Any:
     """A model's labelled output with the terms in its loss."""
     mean = torch.stack([rows.rows_of(name) / rows.count * t for name, t in terms.items()]).sum()
-    loss = output[0] if isinstance(output, tuple) else output["loss"]
-    return _with_loss(output, loss + mean * share)
+    return _with_loss(output, _loss_of(output) + mean * share)
+
+
+def _loss_of(output: Any) -> Tensor:
+    """A labelled output's loss."""
+    return output[0] if isinstance(output, tuple) else output["loss"]
 
 
 def _with_loss(output: Any, loss: Tensor) -> Any:

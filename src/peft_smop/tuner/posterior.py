@@ -78,6 +78,10 @@ class Posterior(RoutingStrategy):
                     f" {one.name} out"
                 )
 
+    def judging_passes(self, num_prompts: int) -> float:
+        """The passes without gradient that a row costs in training, on the mean."""
+        return 0.0 if self.exact else self.judged * min(self.candidates, num_prompts) / self.every
+
     @property
     def is_marginal(self) -> bool:
         """Only in the exact form."""
@@ -107,10 +111,13 @@ class Posterior(RoutingStrategy):
 
         Args:
             losses: -log p(y | [P_j; x]) of every row under its prompts, summed over its tokens;
-                NaN for prompts that it was not put under.
+                NaN for prompts that it was not put under, inf where there is no finite loss.
             tokens: how many those are.
             logits: γ W x / σ.
             usage: how much the steps before used each prompt.
+
+        Returns:
+            NaN for rows that have no finite loss.
         """
         tempered = losses * (self.evidence / tokens).clamp(max=1)[:, None]
         prior = logits.log_softmax(dim=-1)
@@ -118,20 +125,26 @@ class Posterior(RoutingStrategy):
         # what was not tried counts as those that were do on average, so that it keeps its prior
         mean = (among - tempered.nan_to_num()).logsumexp(dim=-1) - among.logsumexp(dim=-1)
         q = prior + torch.where(losses.isnan(), mean[:, None], -tempered)
-        k = losses.shape[1]
-        own = min(1.0, len(losses) / (ROWS_PER_PROMPT * k))
+        broken = ~losses.isfinite().any(dim=-1)
+        q = torch.where(broken[:, None], prior, q)
+        k, count = losses.shape[1], (~broken).sum()
+        own = (count / (ROWS_PER_PROMPT * k)).clamp(max=1)
         for _ in range(BALANCE_STEPS):
             q = q.log_softmax(dim=-1)
-            used = own * q.exp().mean(dim=0) + (1 - own) * usage
+            mean_use = (q.exp() * ~broken[:, None]).sum(dim=0) / count.clamp(min=1)
+            used = own * mean_use + (1 - own) * usage
             q = q - self.balance * (used.clamp(min=1e-9).log() + math.log(k))
-        return q.softmax(dim=-1)
+        return q.softmax(dim=-1).masked_fill(broken[:, None], math.nan)
 
     def __call__(self, logits: Float[Tensor, "b k"], state: RowState) -> Routing:
         """Decide for every row by itself; its posterior, where it was judged, is in the state."""
         choice = logits.argmax(dim=-1)
         ones = logits.new_ones(len(logits), 1)
-        if state.posterior is None or state.keys is None:
+        if state.keys is None:
             return Routing(choice[:, None], ones, logits)
+        if state.posterior is None:
+            # a gradient of 0 and not none: processes that share a step wait for each other's
+            return Routing(choice[:, None], ones, logits, 0 * logits.sum(dim=-1))
         is_judged = ~state.posterior.isnan().any(dim=-1)
         q = torch.where(is_judged[:, None], state.posterior, 0.0)
         drawn = _drawn(q, uniform(state.keys, 1))

@@ -63,6 +63,10 @@ class RoutingStrategy(ABC):
         """Whether it draws in training."""
         return True
 
+    def judging_passes(self, num_prompts: int) -> float:
+        """The passes without gradient that a row costs in training, on the mean."""
+        return 0.0
+
     @property
     def judges(self) -> bool:
         """Whether rows are put under every prompt before they are trained on."""

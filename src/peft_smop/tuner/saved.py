@@ -105,6 +105,11 @@ def loaded_keys(
                 f" {', '.join(sorted(names))};"
                 f" expected {', '.join(sorted(wanted))}, as its configuration says"
             )
+    present = model.state_dict()
+    for key in [key for key in others if key in present or ".original_module." in key]:
+        # PEFT saves embeddings of its own accord after a vocabulary was resized
+        if ".original_module." in key or _equal(others[key], present[key]):
+            del others[key]
     strangers = sorted(key for key in others if f".modules_to_save.{adapter_name}." not in key)
     if strangers:
         raise CheckpointError(
@@ -130,3 +135,8 @@ def loaded_keys(
             )
         loaded[key] = value.to(own.dtype, copy=True)
     return {**others, **loaded}
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values, wherever they are."""
+    return one.shape == other.shape and torch.equal(one.to(other.device, other.dtype), other)
