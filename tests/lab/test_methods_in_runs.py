@@ -211,7 +211,7 @@ def test_a_cost_that_does_not_fit_into_memory_costs_a_figure_and_not_the_run(
     def too_large(*args):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(sys.modules["peft_smop.lab.run"], "training_flops", too_large)
+    monkeypatch.setattr(sys.modules["peft_smop.lab.run"], "training_operations", too_large)
     result = run(spec(small_medley, "smop"), tmp_path / "run")
     assert result["cost"]["training_gflops_per_example"] is None
 

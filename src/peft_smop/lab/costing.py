@@ -25,9 +25,9 @@ from peft_smop.costs import (
     SampleFlops,
     inference_flops,
     measure,
-    training_flops,
 )
 from peft_smop.errors import ConfigError
+from peft_smop.lab.operations import training_operations
 from peft_smop.lab.variants import Variant, check_method, check_methods
 from peft_smop.methods import (
     ParameterCount,
@@ -152,6 +152,12 @@ def costing(
         SMoPError: anything is not as it should be.
     """
     check_methods(methods)
+    for one in methods:
+        if one.spec.name == "told":
+            raise ConfigError(
+                f"{one.name}: how many prompts it has depends on the task's sub-populations; its"
+                " parameters are in the result of smop train"
+            )
     definition, rows = _task(task, data, length)
     set_seed(SEED)
     source = _source(model, len(definition.labels), drawn=steps > 0)
@@ -270,7 +276,7 @@ class _Bench:
             fitted = FlopsByLength.fit(lambda rows, n: count(model, self._batch(rows, n)))
             return self._per_sample(fitted, padded)
 
-        inference, training = per_sample(inference_flops), per_sample(training_flops)
+        inference, training = per_sample(inference_flops), per_sample(training_operations)
         # full fine-tuning had the shared weights trained
         self.source.model.requires_grad_(False)
         on_progress(one.name)

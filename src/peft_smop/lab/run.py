@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from peft_smop.costs import training_flops
 from peft_smop.errors import ConfigError, RunError, SMoPError
+from peft_smop.lab.operations import training_operations
 from peft_smop.lab.prepare import Prepared, load_task_of, prepare
 from peft_smop.lab.record import (
     environment,
@@ -299,7 +299,7 @@ def _gflops(prepared: Prepared) -> float | None:
     batch = formulation.collate([features[len(features) // 2]])
     try:
         on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-        return training_flops(prepared.model, on_device) / 1e9
+        return training_operations(prepared.model, on_device) / 1e9
     except torch.OutOfMemoryError:
         return None  # a figure less, but never the run
 
