@@ -222,3 +222,22 @@ def test_names_that_a_batch_cannot_follow_are_refused(names, message, how):
     model, made = adapted(KINDS["llama"]), batch(KINDS["llama"])
     with pytest.raises(ConfigError, match=message):
         getattr(model, how)(**made, adapter_names=names)
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_embeddings_that_peft_saves_after_a_resize_are_those_of_the_same_model(name, tmp_path):
+    """A run that saves and loads its own state goes on; another model is not given them."""
+    base = KINDS[name].model()
+    base.resize_token_embeddings(base.config.vocab_size + 8)
+    model = get_peft_model(base, SMoPConfig(task_type=KINDS[name].task_type))
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    assert any("smop_adapters" not in key for key in load_file(tmp_path / WEIGHTS))
+    model.load_adapter(tmp_path, "again")
+    made = batch(KINDS[name])
+    expected = model.eval()(**made).logits
+    model.set_adapter("again")
+    assert torch.equal(model(**made).logits, expected)
+    other = KINDS[name].model(seed=1)
+    other.resize_token_embeddings(other.config.vocab_size + 8)
+    with pytest.raises(CheckpointError, match="after resizing a vocabulary, save the resized"):
+        PeftModel.from_pretrained(other, tmp_path)
