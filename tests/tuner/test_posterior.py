@@ -297,6 +297,23 @@ def test_adapters_of_different_sizes_share_a_part_in_which_not_all_are_judged(ju
             model(**part, adapter_names=["default", "large"]).loss.backward()
 
 
+@pytest.mark.parametrize("name", THREE)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda made: {"attention_mask": made["attention_mask"][:, :-1]}, "has the shape"),
+        (lambda made: {"attention_mask": made["attention_mask"][:, None]}, "two-dimensional"),
+        (lambda made: {"labels": made["labels"][:-1]}, "labels have 5 rows for 6"),
+        (lambda made: {"adapter_names": ["default"] * 7}, "7 entries"),
+        (lambda made: {"input_ids": None}, "give input_ids or inputs_embeds"),
+    ],
+)
+def test_what_the_pass_would_refuse_is_refused_before_rows_are_judged(name, change, message):
+    model, made = trained(name), labelled(name)
+    with pytest.raises(ConfigError, match=message):
+        model(**{**made, **change(made)})
+
+
 def test_without_labels_it_is_refused_but_generation_is_not():
     model = trained("t5")
     made = batch(KINDS["t5"])

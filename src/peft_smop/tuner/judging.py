@@ -13,6 +13,7 @@ from torch import Tensor
 
 from peft_smop.errors import ConfigError
 from peft_smop.rows import current
+from peft_smop.tuner.admission import check_input
 from peft_smop.tuner.call import Judged, PromptCall
 from peft_smop.tuner.deciding import router_logits
 from peft_smop.tuner.layer import Adapter, SMoPLayer
@@ -95,7 +96,7 @@ def posterior_of(
         given: the model's arguments by name.
 
     Raises:
-        ConfigError: there are no labels to judge by.
+        ConfigError: there are no labels to judge by, or the pass could not be computed.
     """
     if not layer.training or layer.disable_adapters or call.decides_once or call.draw:
         return None
@@ -110,7 +111,38 @@ def posterior_of(
             "routing='posterior' learns from the labels, which did not reach the model (label"
             " smoothing and losses computed outside take them away); pass labels to the model"
         )
+    _check(layer, call, given)
     return posteriors(layer, [given], [call.adapter_names])[0]
+
+
+def _check(layer: SMoPLayer, call: PromptCall, given: Mapping[str, Any]) -> None:
+    """Refuse what the pass itself would, before rows are looked at.
+
+    Raises:
+        ConfigError: with what to give instead.
+    """
+    x = given.get("inputs_embeds")
+    tokens = given.get("input_ids") if x is None else x
+    if tokens is None:
+        raise ConfigError(
+            "routing='posterior' reads the texts before the pass; give input_ids or inputs_embeds"
+            " with the labels"
+        )
+    assert call.labels is not None
+    if len(call.labels) != len(tokens):
+        raise ConfigError(
+            f"labels have {len(call.labels)} rows for {len(tokens)} rows of input; give one each"
+        )
+    rows = call.rows_of(len(tokens))
+    if rows is not None:
+        check_input(
+            given,
+            layer.hooks.backbone,
+            past=0,
+            rows=len(tokens),
+            tokens=tokens.shape[1],
+            width=layer.width(rows),
+        )
 
 
 def _rows_by_adapter(
