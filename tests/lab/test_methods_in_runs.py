@@ -53,8 +53,9 @@ def test_rows_are_told_the_prompt_of_their_population(tmp_path):
     rows = [json.loads(line) for line in lines]
     names = sorted({row["population"] for row in rows})
     assert [row["prompt"] for row in rows] == [names.index(row["population"]) for row in rows]
-    with pytest.raises(ConfigError, match="'told' is a control, scored where it is trained"):
-        load_trained(tmp_path / "run")
+    for path in (tmp_path / "run", tmp_path / "run" / "adapter"):
+        with pytest.raises(ConfigError, match="'told' is a control, scored where it is trained"):
+            load_trained(path)
 
 
 def test_nothing_can_be_told_where_no_population_is_named(small_medley, tmp_path):

@@ -58,6 +58,9 @@ def load_trained(
         SMoPError: something is missing, damaged, or does not fit; or `task` is not the run's.
     """
     directory = RunDirectory(path)
+    around = RunDirectory(path.parent)
+    if path.resolve() == around.adapter.resolve() and around.spec.is_file():
+        directory = around  # the adapter within its run, which knows the rest
     if directory.spec.is_file():
         spec = RunSpec.load(directory.spec)
         adapter = directory.adapter
