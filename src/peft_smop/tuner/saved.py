@@ -106,14 +106,15 @@ def loaded_keys(
                 f" expected {', '.join(sorted(wanted))}, as its configuration says"
             )
     present = model.state_dict()
-    for key in [key for key in others if key in present or ".original_module." in key]:
+    strangers = [key for key in others if f".modules_to_save.{adapter_name}." not in key]
+    for key in list(strangers):
         # PEFT saves embeddings of its own accord after a vocabulary was resized
-        if ".original_module." in key or _equal(others[key], present[key]):
+        if ".original_module." in key or (key in present and _equal(others[key], present[key])):
+            strangers.remove(key)
             del others[key]
-    strangers = sorted(key for key in others if f".modules_to_save.{adapter_name}." not in key)
     if strangers:
         raise CheckpointError(
-            f"the saved adapter loaded as {adapter_name!r} has {', '.join(strangers)}, which would"
+            f"the saved adapter loaded as {adapter_name!r} has {', '.join(sorted(strangers))}, which would"
             " replace weights of the model itself: its configuration does not list them in"
             " modules_to_save; take them out, or list their module there (after resizing a"
             " vocabulary, save the resized model as the base, and the adapter with"
