@@ -114,8 +114,8 @@ def loaded_keys(
             del others[key]
     if strangers:
         raise CheckpointError(
-            f"the saved adapter loaded as {adapter_name!r} has {', '.join(sorted(strangers))}, which"
-            " would replace weights of the model itself: its configuration does not list them in"
+            f"the saved adapter loaded as {adapter_name!r} has {', '.join(sorted(strangers))},"
+            " which would replace weights of the model itself: its configuration does not list them in"
             " modules_to_save; take them out, or list their module there (after resizing a"
             " vocabulary, save the resized model as the base, and the adapter with"
             " save_embedding_layers=False)"
