@@ -115,8 +115,8 @@ def loaded_keys(
     if strangers:
         raise CheckpointError(
             f"the saved adapter loaded as {adapter_name!r} has {', '.join(sorted(strangers))},"
-            " which would replace weights of the model itself: its configuration does not list them in"
-            " modules_to_save; take them out, or list their module there (after resizing a"
+            " which would replace weights of the model itself: its configuration does not list them"
+            " in modules_to_save; take them out, or list their module there (after resizing a"
             " vocabulary, save the resized model as the base, and the adapter with"
             " save_embedding_layers=False)"
         )
