@@ -66,7 +66,13 @@ def demo(
                 }
             )
             where = output / f"{method.get('routing', method['name'])}-s{number}"
-            run(spec, where, resume=where.is_dir(), console=Console(stderr=True, highlight=False))
+            run(
+                spec,
+                where,
+                resume=where.is_dir(),
+                console=Console(stderr=True, highlight=False),
+                title=title,
+            )
             groups.setdefault(title, []).append(where)
     picture = output / "comparison.png"
     draw(groups, picture, title="medley on the embedded T5: a demonstration, not evidence")
