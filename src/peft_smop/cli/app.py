@@ -18,7 +18,7 @@ app = typer.Typer(
     name="smop",
     help="Sparse mixtures of soft prompts for frozen models:"
     " train, compare, cost, evaluate, predict, routes.",
-    epilog="Begin with: [bold]smop demo[/bold]  (two minutes, nothing to download)",
+    epilog="Begin with: [bold]smop demo[/bold]  (three minutes, nothing to download)",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -50,7 +50,7 @@ def demo(
     started = time.monotonic()
     console.print(
         f"{len(CANDIDATES)} methods, {seeds} seeds each: {len(CANDIDATES) * seeds} trainings of"
-        f" {STEPS} steps of a frozen T5 with 1 M parameters. Two minutes on two idle cores.",
+        f" {STEPS} steps of a frozen T5 with 1 M parameters. Three minutes on an idle core.",
         soft_wrap=True,
     )
     groups: dict[str, list[Path]] = {}
