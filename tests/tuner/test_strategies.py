@@ -86,7 +86,7 @@ def test_linear_in_evaluation_is_the_largest_softmax():
 
 def test_linear_in_training_perturbs_before_it_chooses():
     noise = normal(KEYS, 3).tolist()
-    noisy = [[w * (1 + d) for w, d in zip(row, own)] for row, own in zip(LOGITS, noise)]  # noqa: B905
+    noisy = (torch.tensor(LOGITS) * (1 + torch.tensor(noise))).tolist()
     routing = Linear()(logits(), RowState(KEYS))
     assert routing.indices[:, 0].tolist() == [best(row) for row in noisy]
     assert_close(spread(routing), weights_of([{best(r): max(softmax(r))} for r in noisy]))
@@ -130,7 +130,7 @@ def test_router_dropout_zeroes_logits_in_training_and_scales_the_others():
     p = 0.4
     kept = (uniform(KEYS, 3) >= p).tolist()
     assert 0 < sum(map(sum, kept)) < 12
-    thinned = [[w / 0.6 if k else 0.0 for w, k in zip(*both)] for both in zip(LOGITS, kept)]  # noqa: B905
+    thinned = (torch.tensor(LOGITS) / 0.6).where(torch.tensor(kept), 0.0).tolist()
     strategy = Linear(perturbation=False, router_dropout=p)
     routing = strategy(logits(), RowState(KEYS))
     assert_close(routing.logits, torch.tensor(thinned))
@@ -205,7 +205,7 @@ def test_gumbel_in_evaluation_is_the_best_prompt_unscaled_and_without_noise():
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 def test_gumbel_in_training_adds_noise_and_weighs_one_prompt_by_exactly_1(temperature):
     noise = gumbel(KEYS, 3).tolist()
-    noisy = [[w + g for w, g in zip(*both)] for both in zip(LOGITS, noise)]  # noqa: B905
+    noisy = (torch.tensor(LOGITS) + torch.tensor(noise)).tolist()
     assert [best(row) for row in noisy] != [best(row) for row in LOGITS]
     w = (logits() * 1.0).requires_grad_()
     routing = Gumbel(temperature=temperature)(w, RowState(KEYS))

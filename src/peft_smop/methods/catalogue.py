@@ -54,23 +54,15 @@ class _Method(BaseModel):
         return {k: v for k, v in self.model_dump(exclude={"name"}).items() if v is not None}
 
 
-_OF_ROUTING = {
-    name: option
-    for name, option in (ROUTING_OPTIONS | PENALTY_OPTIONS).items()
+_OF_ROUTING: dict[str, Any] = {
+    name: (kind, Field(default=None, description=description))
+    for name, (kind, description) in (ROUTING_OPTIONS | PENALTY_OPTIONS).items()
     if name != "annealing_steps"  # the run's own length
 }
+_RoutingOptions: Any = create_model("RoutingOptions", **_OF_ROUTING)
 
 
-class MethodSpec(
-    create_model(  # type: ignore[misc]
-        "MethodSpec",
-        __base__=_Method,
-        **{
-            name: (kind, Field(default=None, description=description))
-            for name, (kind, description) in _OF_ROUTING.items()
-        },
-    )
-):
+class MethodSpec(_RoutingOptions, _Method):
     """A method and its options, those of routing strategies included; None: the method's own."""
 
 
