@@ -13,7 +13,7 @@ from peft import (
 )
 
 from peft_smop.errors import ConfigError
-from peft_smop.methods import METHODS, MethodSpec, Setting, build, configure, prompts_to_choose
+from peft_smop.methods import METHODS, MethodSpec, Setting, build, configure
 from tiny import KINDS, THREE, batch
 
 THEIRS = {
@@ -110,22 +110,6 @@ def test_a_method_that_does_not_go_with_a_model_says_so():
     odd.config.__class__ = unheard_of
     with pytest.raises(ConfigError, match="lora does not go with T5ForConditionalGeneration"):
         build(odd, MethodSpec(name="lora"), setting(kind))
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({"name": "smop"}, 4),
-        ({"name": "smop", "routing": "hashed", "num_prompts": 3}, 3),
-        ({"name": "smop", "routing": "uniform"}, None),
-        ({"name": "smop", "routing": "stochastic"}, None),
-        ({"name": "lora"}, None),
-        ({"name": "full"}, None),
-    ],
-)
-def test_only_methods_that_choose_have_prompts_to_choose_from(given, expected):
-    kind = KINDS["t5"]
-    assert prompts_to_choose(build(kind.model(), MethodSpec(**given), setting(kind))) == expected
 
 
 def test_an_annealed_temperature_moves_over_the_planned_steps():

@@ -177,7 +177,7 @@ def test_collapse_and_dead_prompts_are_said(saved_models):
     model, formulation = formulated(saved_models, "t5", "smop")
     with torch.no_grad():
         model.smop_layer["default"].router.zero_()  # equal logits: the first prompt takes all
-    found = evaluate(model, formulation, EXAMPLES, majority_label=0, num_prompts=4)
+    found = evaluate(model, formulation, EXAMPLES, majority_label=0)
     assert found.load == (1.0, 0.0, 0.0, 0.0)
     assert any(a.startswith("dead prompts: 3 of 4") for a in found.alarms)
     assert found.loss > 0
@@ -187,11 +187,25 @@ def test_collapse_and_dead_prompts_are_said(saved_models):
     with torch.no_grad():
         head.weight.zero_()
         head.bias.copy_(torch.tensor([0.0, 1.0]))
-    constant = evaluate(model, formulation, EXAMPLES, majority_label=0, num_prompts=4)
+    constant = evaluate(model, formulation, EXAMPLES, majority_label=0)
     assert any(a.startswith("collapsed: 100%") for a in constant.alarms)
     one_label = tuple(Example(e.id, e.text, 1) for e in EXAMPLES)
-    honest = evaluate(model, formulation, one_label, majority_label=1, num_prompts=4)
+    honest = evaluate(model, formulation, one_label, majority_label=1)
     assert not any(a.startswith("collapsed") for a in honest.alarms)
+
+
+@pytest.mark.parametrize(
+    ("routing", "count"), [("linear", 4), ("hashed", 4), ("uniform", 0), ("stochastic", 0)]
+)
+def test_only_where_a_prompt_is_chosen_there_is_a_load(saved_models, routing, count):
+    base = AutoModelForSeq2SeqLM.from_pretrained(saved_models["t5"])
+    tokenizer = AutoTokenizer.from_pretrained(saved_models["t5"])
+    formulation = formulate(TASK, base, tokenizer, task_type="SEQ_2_SEQ_LM", max_length=40)
+    assert evaluate(base, formulation, EXAMPLES, majority_label=0).load == ()
+    model = get_peft_model(base, SMoPConfig(task_type="SEQ_2_SEQ_LM", routing=routing)).eval()
+    found = evaluate(model, formulation, EXAMPLES, majority_label=0)
+    assert len(found.load) == count
+    assert not count or sum(found.load) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +227,7 @@ def test_the_alarm_of_dead_prompts_names_what_was_not_tried(saved_models, routin
         with torch.no_grad():
             model.smop_layer["default"].router.zero_()
     one = (EXAMPLES[0],) * 3  # a hash sends them to one prompt too
-    found = evaluate(model, formulation, one, majority_label=0, num_prompts=4, revives=revives)
+    found = evaluate(model, formulation, one, majority_label=0, revives=revives)
     (alarm,) = [a for a in found.alarms if a.startswith("dead prompts: 3 of 4")]
     end = "counted from 0)" if remedy is None else f"counted from 0); {remedy}"
     assert alarm.endswith(end)

@@ -19,7 +19,6 @@ from peft_smop.cli.options import (
 from peft_smop.cli.show import score_lines, warn_of_others
 from peft_smop.errors import RunError
 from peft_smop.lab import load_trained, part_of_task, score_as_dict, write_json
-from peft_smop.methods import prompts_to_choose
 from peft_smop.scoring import evaluate as evaluate_examples
 from peft_smop.scoring import majority_label
 
@@ -50,7 +49,6 @@ def evaluate(
         trained.formulation,
         own.examples,
         majority_label=majority_label([example.label for example in own.train]),
-        num_prompts=prompts_to_choose(trained.model),
         revives=trained.spec.training.revive_dead_prompts,
     )
     score = score_as_dict(found)

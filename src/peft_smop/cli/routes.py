@@ -22,7 +22,8 @@ from peft_smop.cli.show import plain_table, warn_of_others
 from peft_smop.errors import RunError
 from peft_smop.lab import load_trained, part_of_task, write_json
 from peft_smop.report import WHO, draw_routes
-from peft_smop.scoring import certify, routed_prompts
+from peft_smop.scoring import certify
+from peft_smop.tuner import SMoPModel
 
 
 def routes(
@@ -50,7 +51,8 @@ def routes(
     console = Console(highlight=False)
     warn_of_others(console, own, part=part.value)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        passes = 1 + (routed_prompts(trained.model) or 0)
+        adapter = SMoPModel.adapter_of(trained.model)
+        passes = 1 if adapter is None else 1 + adapter.prompts.shape[0]
         line = progress.add_task("answering under every prompt", total=passes * len(own.examples))
         found = certify(
             trained.model,

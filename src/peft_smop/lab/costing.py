@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from math import inf
 from pathlib import Path
 from statistics import mean
 from typing import Literal
 
-import numpy as np
 import torch
 from peft import TaskType
 from torch import Tensor, nn
@@ -27,6 +24,7 @@ from peft_smop.costs import (
     measure,
 )
 from peft_smop.errors import ConfigError
+from peft_smop.lab.lengths import SEED, SUBSTITUTE, Lengths, Order, substitute
 from peft_smop.lab.operations import training_operations
 from peft_smop.lab.variants import Variant, check_method, check_methods
 from peft_smop.methods import (
@@ -41,48 +39,11 @@ from peft_smop.methods import (
     random_backbone,
     virtual_tokens,
 )
-from peft_smop.scoring import MAX_PADDING, cut, formulate
+from peft_smop.scoring import formulate
 from peft_smop.tasks import CATALOGUE, Example, Task, load_task
-from peft_smop.training import LengthSampler, TrainingOptions
+from peft_smop.training import TrainingOptions
 
-TOKENS_PER_WORD = 1.2
-"""Tokens for one word or punctuation mark where there is no tokenizer. On the texts of RTE BERT's
-WordPiece needs 1.10 and SmolLM's BPE 1.17; T5's vocabulary holds three languages beside English."""
-SUBSTITUTE = f"no tokenizer: {TOKENS_PER_WORD} tokens for each word or punctuation mark, and an end"
 WARMUP = 1
-SEED = 0
-Order = Literal["sorted", "random"]
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How long a task's training inputs are, in tokens."""
-
-    inputs: tuple[int, ...]
-    """Of every row; for a causal LM with its answer."""
-    answer: int
-    """Of the longest verbalizer."""
-    source: str
-    """How they were found, for people."""
-
-    def batches(self, order: Order, size: int) -> list[list[int]]:
-        """The lengths of one epoch's batches."""
-        rows = (
-            list(LengthSampler(self.inputs, size, SEED))
-            if order == "sorted"
-            else np.random.default_rng(SEED).permutation(len(self.inputs)).tolist()
-        )
-        found = [self.inputs[i] for i in rows]
-        return [found[i : i + size] for i in range(0, len(found), size)]
-
-    def padded(self, order: Order, size: int) -> list[list[int]]:
-        """What the rows of each pass are computed at; sorted batches are cut, as in training."""
-        limit = MAX_PADDING if order == "sorted" else inf
-        return [
-            [max(batch[i] for i in part)] * len(part)
-            for batch in self.batches(order, size)
-            for part in cut(batch, limit)
-        ]
 
 
 @dataclass(frozen=True)
@@ -224,10 +185,10 @@ def _lengths(
     methods: Sequence[Variant],
 ) -> Lengths:
     limit = TrainingOptions().max_length
-    longest = max(task.verbalizers, key=_substitute)
+    longest = max(task.verbalizers, key=substitute)
     if source.tokenizer is None:
-        inputs = [min(limit, _substitute(row.text)) for row in rows]
-        answer, words = _substitute(longest), SUBSTITUTE
+        inputs = [min(limit, substitute(row.text)) for row in rows]
+        answer, words = substitute(longest), SUBSTITUTE
     else:
         put = formulate(
             task,
@@ -244,11 +205,6 @@ def _lengths(
         ]
         words = f"the tokenizer of {source.tokenizer.name_or_path}"
     return Lengths(tuple(inputs), answer, words)
-
-
-def _substitute(text: str) -> int:
-    """Tokens of a text where there is no tokenizer, its end included."""
-    return round(TOKENS_PER_WORD * len(re.findall(r"\w+|[^\w\s]", text))) + 1
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,18 @@ def training_operations(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     """Forward and backward over a batch, and the passes before them in which rows are judged.
 
     Those are counted at their mean share: how many rows a small batch happens to judge says nothing
-    of a large one.
+    of a large one. The gradient of a judging router's one product is left out.
 
     Args:
         model: in the state in which it is trained.
         batch: with labels.
     """
-    tuner = SMoPModel.of(model)
-    passes = 0.0
-    if tuner is not None:
-        adapter = tuner.smop_layer[tuner.active_adapters[0]]
-        passes = adapter.strategy.judging_passes(adapter.prompts.shape[0])
-    if tuner is None or not passes:
+    tuner, adapter = SMoPModel.of(model), SMoPModel.adapter_of(model)
+    if tuner is None or adapter is None or not adapter.strategy.judges:
         return training_flops(model, batch)
-    with tuner.judged(None):
+    passes = adapter.strategy.judging_passes(adapter.prompts.shape[0])
+    if not passes:
+        return training_flops(model, batch)
+    with tuner.forced_prompt(0):  # rows that are told their prompt are not judged
         once = training_flops(model, batch)
     return once + round(passes * inference_flops(model, batch))

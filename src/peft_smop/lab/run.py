@@ -26,14 +26,10 @@ from peft_smop.lab.record import (
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
 from peft_smop.lab.worth import examples_to_certify, routing_worth
-from peft_smop.methods import (
-    prompts_to_choose,
-)
 from peft_smop.scoring import (
     Evaluation,
     evaluate,
     majority_label,
-    routed_prompts,
 )
 from peft_smop.tasks import Split, Task
 from peft_smop.training import (
@@ -47,6 +43,7 @@ from peft_smop.training import (
     last_complete_checkpoint,
     share_backbone,
 )
+from peft_smop.tuner import SMoPModel
 
 NEIGHBOURS = (
     "rows not independent: with routing 'released' predictions depend on the other rows of a batch"
@@ -167,7 +164,6 @@ class _Begun:
             options=_with_rate(spec),
             seed=spec.seed,
             output=self.directory.checkpoints,
-            num_prompts=prompts_to_choose(prepared.model),
             resume=resume,
             callbacks=[ProgressBar(progress, f"{prepared.task.name} {title} seed {spec.seed}")],
         )
@@ -196,9 +192,9 @@ class _Begun:
             "resumed": self.resumed,
             "packed": packed,
         }
-        k = routed_prompts(prepared.model) if certified else None
-        if k is not None and k > 1:
-            result["routing"] = self._worth(k, console)
+        adapter = SMoPModel.adapter_of(prepared.model) if certified else None
+        if adapter is not None and adapter.router is not None and adapter.prompts.shape[0] > 1:
+            result["routing"] = self._worth(adapter.prompts.shape[0], console)
         backbone = prepared.backbone.model
         result |= {
             "cost": _cost(prepared, fitted),
@@ -263,7 +259,6 @@ def test_once(prepared: Prepared, *, revives: bool) -> Evaluation:
         prepared.formulation,
         prepared.split.test,
         majority_label=majority_label([example.label for example in prepared.train]),
-        num_prompts=prompts_to_choose(prepared.model),
         revives=revives,
     )
 

@@ -19,7 +19,6 @@ from peft_smop.methods.catalogue import (
     can_pack,
     configure,
     method_of,
-    prompts_to_choose,
     virtual_tokens,
 )
 from peft_smop.methods.shapes import SHAPES, is_shape_only, random_backbone
@@ -44,7 +43,6 @@ __all__ = [
     "load_tokenizer",
     "method_of",
     "precision",
-    "prompts_to_choose",
     "random_backbone",
     "read_config",
     "virtual_tokens",

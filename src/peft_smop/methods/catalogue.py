@@ -310,15 +310,6 @@ def build(backbone: PreTrainedModel, spec: MethodSpec, setting: Setting) -> nn.M
         ) from error
 
 
-def prompts_to_choose(model: nn.Module) -> int | None:
-    """K, where a model's active adapter chooses between prompts; None elsewhere."""
-    configs = getattr(model, "peft_config", {})
-    config = configs.get(getattr(model, "active_adapter", None)) if configs else None
-    if not isinstance(config, SMoPConfig) or not STRATEGIES[config.routing].chooses:
-        return None
-    return config.num_prompts
-
-
 @dataclass(frozen=True)
 class ParameterCount:
     """How many parameters an adapted model has, and how many of them are trained."""

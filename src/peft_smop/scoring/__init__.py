@@ -1,15 +1,9 @@
 """What a model says of a task's examples, and how good that is."""
 
-from peft_smop.scoring.certificate import Certificate, certify, routed_prompts
+from peft_smop.scoring.certificate import Certificate, certify
 from peft_smop.scoring.evaluation import DEAD_LOAD, Evaluation, Prediction, evaluate, predict
-from peft_smop.scoring.formulation import (
-    FORMULATIONS,
-    Features,
-    Formulation,
-    formulate,
-    to_device,
-    told,
-)
+from peft_smop.scoring.formulation import Features, Formulation, to_device, told
+from peft_smop.scoring.kinds import FORMULATIONS, formulate
 from peft_smop.scoring.lengths import MAX_PADDING, cut
 from peft_smop.scoring.metrics import METRICS, Score, compute, majority_label, score
 
@@ -31,7 +25,6 @@ __all__ = [
     "formulate",
     "majority_label",
     "predict",
-    "routed_prompts",
     "score",
     "to_device",
     "told",

@@ -98,15 +98,6 @@ class Certificate:
         )
 
 
-def routed_prompts(model: nn.Module) -> int | None:
-    """K of the active SMoP adapter's router; None where there is no router."""
-    tuner = SMoPModel.of(model)
-    if tuner is None:
-        return None
-    adapter = tuner.smop_layer[tuner.active_adapters[0]]
-    return None if adapter.router is None else adapter.prompts.shape[0]
-
-
 def certify(
     model: nn.Module,
     formulation: Formulation,
@@ -132,12 +123,14 @@ def certify(
     Raises:
         ConfigError: the adapter has no router.
     """
-    tuner, k = SMoPModel.of(model), routed_prompts(model)
-    if tuner is None or k is None:
+    tuner, adapter = SMoPModel.of(model), SMoPModel.adapter_of(model)
+    if tuner is None or adapter is None or adapter.router is None:
         raise ConfigError(
             "what routing is worth can only be said of an adapter with a router; this one has none"
             " (try smop train --method smop-posterior)"
         )
+
+    k = adapter.prompts.shape[0]
 
     def answers() -> list[Prediction]:
         return predict(model, formulation, examples, batch_size=batch_size, on_batch=on_batch)

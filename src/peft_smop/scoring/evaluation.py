@@ -16,6 +16,7 @@ from peft_smop.scoring.lengths import MAX_PADDING, cut
 from peft_smop.scoring.metrics import Score, score
 from peft_smop.tasks import Example
 from peft_smop.tuner import Routes, SMoPModel
+from peft_smop.tuner.layer import Adapter
 
 COLLAPSED_SHARE = 0.98
 DEAD_LOAD = 0.01
@@ -147,7 +148,6 @@ def evaluate(
     examples: Sequence[Example],
     *,
     majority_label: int,
-    num_prompts: int | None = None,
     revives: bool = False,
     batch_size: int = 32,
     resamples: int = 1000,
@@ -160,7 +160,6 @@ def evaluate(
         formulation: how the task is put to it.
         examples: labelled examples.
         majority_label: the training data's most common label.
-        num_prompts: k, where the method chooses between prompts.
         revives: whether the training revived dead prompts, so that nobody is advised to try it.
         batch_size: examples in a pass.
         resamples: of the bootstrap interval; 0 where nobody looks at it.
@@ -175,7 +174,9 @@ def evaluate(
     truth = [example.label for example in examples if example.label is not None]
     task = formulation.task
     counts = Counter(p.prompt for p in predictions if p.prompt is not None)
-    load = tuple(counts[j] / len(predictions) for j in range(num_prompts or 0))
+    adapter = SMoPModel.adapter_of(model)
+    k = adapter.prompts.shape[0] if adapter is not None and adapter.strategy.chooses else 0
+    load = tuple(counts[j] / len(predictions) for j in range(k))
     return Evaluation(
         predictions=tuple(predictions),
         score=score(
@@ -191,7 +192,7 @@ def evaluate(
         load=load,
         alarms=(
             *_collapse(formulation, predictions, truth),
-            *_dead_prompts(load, model, revives=revives),
+            *_dead_prompts(load, adapter, revives=revives),
         ),
     )
 
@@ -209,23 +210,21 @@ def _collapse(
         )
 
 
-def _dead_prompts(load: Sequence[float], model: nn.Module, *, revives: bool) -> Iterator[str]:
+def _dead_prompts(
+    load: Sequence[float], adapter: Adapter | None, *, revives: bool
+) -> Iterator[str]:
     """Say so where prompts get no rows, and what may help."""
     dead = [j for j, part in enumerate(load) if part < DEAD_LOAD]
     if len(load) > 1 and dead:
         yield (
             f"dead prompts: {len(dead)} of {len(load)} get less than {DEAD_LOAD:.0%} of the rows"
-            f" (number {_some(dead)}, counted from 0){_remedy(model, revives=revives)}"
+            f" (number {_some(dead)}, counted from 0){_remedy(adapter, revives=revives)}"
         )
 
 
-def _remedy(model: nn.Module, *, revives: bool) -> str:
+def _remedy(adapter: Adapter | None, *, revives: bool) -> str:
     """What may be done about dead prompts, and was not yet; nothing where no router is trained."""
-    tuner = SMoPModel.of(model)
-    if tuner is None:
-        return ""
-    adapter = tuner.smop_layer[tuner.active_adapters[0]]
-    if adapter.router is None:
+    if adapter is None or adapter.router is None:
         return ""
     other = [] if adapter.strategy.judges else ["--method smop-posterior"]
     again = [] if revives else ["--set revive_dead_prompts=true"]

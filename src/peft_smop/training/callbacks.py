@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from peft_smop.costs import PeakMemory
 from peft_smop.scoring import DEAD_LOAD
-from peft_smop.tuner.layer import SMoPLayer
+from peft_smop.tuner.layer import Adapter
 
 WARMUP_STEPS = 3
 """Steps that the clock leaves out, as the first ones allocate and compile."""
@@ -93,13 +93,11 @@ class Revival(TrainerCallback):
     that a resumed run does the same.
 
     Args:
-        layer: the adapters' tensors.
-        adapter: which adapter.
+        adapter: whose prompts.
         seed: of the small differences.
     """
 
-    def __init__(self, layer: SMoPLayer, adapter: str, seed: int) -> None:
-        self.layer = layer
+    def __init__(self, adapter: Adapter, seed: int) -> None:
         self.adapter = adapter
         self.seed = seed
         self.revived = 0
@@ -111,12 +109,12 @@ class Revival(TrainerCallback):
         newest = next((e for e in reversed(state.log_history) if "eval_load_0" in e), None)
         if newest is None or newest.get("step") != state.global_step:
             return
-        count = self.layer[self.adapter].prompts.shape[0]
+        count = self.adapter.prompts.shape[0]
         load = [newest[f"eval_load_{j}"] for j in range(count)]
         dead = [j for j, part in enumerate(load) if part < DEAD_LOAD]
         if not dead:
             return
         busiest = max(range(count), key=load.__getitem__)
         seed = self.seed * 1_000_003 + state.global_step
-        self.layer[self.adapter].revive(dead, busiest, seed=seed)
+        self.adapter.revive(dead, busiest, seed=seed)
         self.revived += len(dead)

@@ -31,6 +31,7 @@ from peft_smop.training.trainer import (
     Step,
     last_complete_checkpoint,
 )
+from peft_smop.tuner import SMoPModel
 
 # transformers 5.20 renamed the option and warns of the old name
 _CHECKPOINTING: dict[str, Any] = {
@@ -85,8 +86,6 @@ class Training:
     """Of data order, dropout and whatever else is drawn."""
     output: Path
     """A folder for checkpoints."""
-    num_prompts: int | None = None
-    """k, where the method chooses between prompts."""
     resume: bool = False
     """Go on from the newest whole checkpoint in `output`, if there is one."""
     callbacks: Sequence[TrainerCallback] = ()
@@ -124,7 +123,7 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
         step: computes losses and gradients in place of the model's own pass.
     """
     model, options, seed = training.model, training.options, training.seed
-    formulation, num_prompts = training.formulation, training.num_prompts
+    formulation = training.formulation
     formulation.truncated = 0
     features = [formulation.encode(example) for example in training.train]
     truncated = formulation.truncated
@@ -136,7 +135,6 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
             formulation,
             training.validation,
             majority_label=majority,
-            num_prompts=num_prompts,
             batch_size=2 * options.batch_size,
             resamples=0,
         )
@@ -145,7 +143,7 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
     own: list[TrainerCallback] = [CompleteCheckpoint()]
     if step is None:  # time and memory of a shared pass are no one run's
         own.append(meter)
-    revival = _revival(model, num_prompts, seed) if options.revive_dead_prompts else None
+    revival = _revival(model, seed) if options.revive_dead_prompts else None
     if revival is not None:
         own.append(revival)
     trainer = ScoringTrainer(
@@ -198,18 +196,18 @@ def _rates(model: nn.Module, options: TrainingOptions) -> dict[str, float]:
     return rates
 
 
-def _revival(model: nn.Module, num_prompts: int | None, seed: int) -> Revival:
+def _revival(model: nn.Module, seed: int) -> Revival:
     """Second chances for this model's prompts.
 
     Raises:
         ConfigError: it has no router that could be given a copy.
     """
-    layer, adapter = getattr(model, "smop_layer", None), getattr(model, "active_adapter", "")
-    if num_prompts is None or layer is None or layer[adapter].router is None:
+    adapter = SMoPModel.adapter_of(model)
+    if adapter is None or adapter.router is None:
         raise ConfigError(
             "revive_dead_prompts=True needs a method with a router, such as smop; leave it out"
         )
-    return Revival(layer, adapter, seed)
+    return Revival(adapter, seed)
 
 
 def had_ended(checkpoint: Path, patience: int) -> bool:

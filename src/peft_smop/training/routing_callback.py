@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from peft_smop.errors import ConfigError
 from peft_smop.rows import BASE
 from peft_smop.tuner import Routes, SMoPModel
-from peft_smop.tuner.passes import row_losses
+from peft_smop.tuner.passes import evaluating, row_losses
 
 
 class RoutingCallback(TrainerCallback):
@@ -252,16 +252,12 @@ def _looked_at(
 @contextmanager
 def _untouched(tuner: SMoPModel) -> Iterator[None]:
     """Evaluation mode for a while; modes, last routes and random numbers are put back."""
-    model: nn.Module = tuner.smop_layer.hooks.model
-    modes = [(module, module.training) for module in model.modules()]
     last, python, numpy = tuner.smop_layer.last, random.getstate(), np.random.get_state()
-    model.eval()
     try:
-        with torch.random.fork_rng(devices=[]):  # data are read, and collated, on the host
+        # data are read, and collated, on the host
+        with evaluating(tuner.model), torch.random.fork_rng(devices=[]):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
         tuner.smop_layer.last = last
-        for module, mode in modes:
-            module.training = mode

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,25 +62,13 @@ def forward_backward(
     of_step = Counter(names)
     tokens = _tokens(formulation, runs, device)
     losses = torch.zeros(len(runs), device=device)
-    parts = _parts(tuner, rows, adapters, max_padding)
-    batches = [formulation.collate([rows[i][1] for i in members]) for members in parts]
-    on_it = [to_device(batch, device) for batch in batches]
-    named = [None if runs[0].adapter is None else [names[i] for i in part] for part in parts]
-    judges = tuner is not None and any(tuner.smop_layer[n].strategy.judges for n in set(names))
-    judged = tuner.posteriors(on_it, named) if tuner is not None and judges else [None] * len(parts)
-    for members, batch, inputs, asked, posterior in zip(
-        parts, batches, on_it, named, judged, strict=True
-    ):
-        own = [names[i] for i in members]
-        more = {} if asked is None else {"adapter_names": asked}
-        with ExitStack() as around:
-            apart = None
-            if tuner is not None:
-                apart = around.enter_context(tuner.terms_apart())
-            around.enter_context(told(model, [rows[i][1] for i in members]))
-            if tuner is not None and judges:
-                around.enter_context(tuner.judged(posterior))
-            logits = model(**inputs, **more).logits
+    for members in _parts(tuner, rows, adapters, max_padding):
+        features, own = [rows[i][1] for i in members], [names[i] for i in members]
+        batch = formulation.collate(features)
+        more = {} if runs[0].adapter is None else {"adapter_names": own}
+        around = nullcontext() if tuner is None else tuner.terms_apart()
+        with around as apart, told(model, features):
+            logits = model(**to_device(batch, device), **more).logits
         found, of_row = formulation.answer_losses(logits, batch["labels"])
         if apart is not None and apart.losses is not None:
             found, of_row = apart.losses, list(range(len(members)))

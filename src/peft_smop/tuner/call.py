@@ -124,13 +124,6 @@ class Routed(_Context):
 
 
 @dataclass(eq=False)
-class Judged(_Context):
-    """Posteriors that the pass within is given: they are balanced over more rows than its own."""
-
-    posterior: Float[Tensor, "b k"] | None = None
-
-
-@dataclass(eq=False)
 class Apart(_Context):
     """A caller who adds the routing's own losses up by itself."""
 

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from peft_smop.errors import ConfigError
 from peft_smop.rows import Call, RowTuner, calling, check_new_name, current
 from peft_smop.tuner.backbone import Backbone
-from peft_smop.tuner.call import Apart, Judged, PromptCall, Routed
+from peft_smop.tuner.call import Apart, PromptCall, Routed
 from peft_smop.tuner.config import SMoPConfig
 from peft_smop.tuner.doors import check_generation
 from peft_smop.tuner.hooks import PromptHooks
 from peft_smop.tuner.initialisation import Start, initial_prompts, initial_router
-from peft_smop.tuner.judging import posteriors
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.parameterisation import PARAMETERISATIONS
 from peft_smop.tuner.passes import prompt_losses
@@ -73,6 +72,12 @@ class SMoPModel(RowTuner):
         inner = getattr(model, "module", model)
         tuner = inner if isinstance(inner, cls) else getattr(inner, "base_model", None)
         return tuner if isinstance(tuner, cls) else None
+
+    @classmethod
+    def adapter_of(cls, model: nn.Module) -> Adapter | None:
+        """The active adapter of a PEFT model; None: no SMoP."""
+        tuner = cls.of(model)
+        return None if tuner is None else tuner.smop_layer[tuner.active_adapters[0]]
 
     @property
     def smop_layer(self) -> SMoPLayer:
@@ -159,22 +164,6 @@ class SMoPModel(RowTuner):
             ConfigError: there are no labels, or the head gives no distribution over them.
         """
         return prompt_losses(self.smop_layer, batch, adapter_names=adapter_names, chunk=chunk)
-
-    @contextmanager
-    def judged(self, posterior: Tensor | None) -> Iterator[None]:
-        """Give a training pass its rows' posteriors, balanced over more rows than its own.
-
-        Args:
-            posterior: one of `posteriors`.
-        """
-        with calling(Judged(self.smop_layer, posterior=posterior)):
-            yield
-
-    def posteriors(
-        self, batches: Sequence[Any], names: Sequence[Sequence[str] | None]
-    ) -> list[Tensor | None]:
-        """Judge the parts of one step together; see `peft_smop.tuner.judging.posteriors`."""
-        return posteriors(self.smop_layer, batches, names)
 
     @contextmanager
     def terms_apart(self) -> Iterator[Apart]:

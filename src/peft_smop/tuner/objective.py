@@ -20,7 +20,7 @@ from peft_smop.tuner.deciding import routes_asked
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.losses import divergence, first_choices
 from peft_smop.tuner.mixture import Decision
-from peft_smop.tuner.passes import row_losses
+from peft_smop.tuner.passes import label_counts, row_losses
 from peft_smop.tuner.routing import Routing
 from peft_smop.tuner.scope import IGNORED_LABEL
 
@@ -67,8 +67,7 @@ def with_terms(
     if losses is not None and labels is not None:
         total = labels_of_step
         if total is None:
-            counted = labels[:, 1:] if predicts_next and labels.dim() == 2 else labels
-            total = (counted != IGNORED_LABEL).sum()
+            total = label_counts(labels, predicts_next=predicts_next).sum()
         # in place of the answers' part: a model may add losses of its own
         own = row_losses(output, labels, predicts_next=predicts_next)
         output = _with_loss(output, _loss_of(output) + (losses - own).sum() / total)
@@ -282,8 +281,7 @@ def share_of_step(total: Any, labels: Tensor, *, predicts_next: bool) -> Tensor 
     """
     if total is None:
         return 1.0
-    counted = labels[:, 1:] if predicts_next and labels.dim() == 2 else labels
-    return (counted != IGNORED_LABEL).sum() / total
+    return label_counts(labels, predicts_next=predicts_next).sum() / total
 
 
 def _apart(one: Tensor, other: Tensor, labels: Tensor, predicts_next: bool) -> Float[Tensor, "b"]:

@@ -92,7 +92,7 @@ def losses_of_rows(
     check_some(len(rows))
     model, count, last = layer.hooks.model, len(batch["labels"]), layer.last
     losses = []
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for i in range(0, len(rows), chunk):
             own, asked = rows[i : i + chunk], routes[i : i + chunk]
             names = None if adapter_names is None else adapter_names[i : i + chunk]
@@ -133,10 +133,8 @@ def row_losses(output: Any, labels: Tensor, *, predicts_next: bool) -> Float[Ten
 
 def label_counts(labels: Tensor, *, predicts_next: bool) -> Float[Tensor, "b"]:
     """How many labels of each row count."""
-    if labels.dim() == 1:
-        return torch.ones(len(labels), device=labels.device)
-    counted = labels[:, 1:] if predicts_next else labels
-    return (counted != IGNORED_LABEL).sum(dim=1).float().clamp(min=1)
+    counted = labels[:, 1:] if predicts_next and labels.dim() == 2 else labels
+    return (counted != IGNORED_LABEL).view(len(labels), -1).sum(dim=1).float()
 
 
 def _has_rows(value: Any, count: int) -> bool:
@@ -144,7 +142,7 @@ def _has_rows(value: Any, count: int) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; every module is put back as it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -18,12 +18,13 @@ from peft_smop.errors import ConfigError
 from peft_smop.tuner.noise import uniform
 from peft_smop.tuner.routing import Routing, RoutingStrategy, RowState, option
 
-BALANCE_STEPS = 10
-"""Rounds in which the posterior is moved toward equal use of the prompts."""
 ROWS_PER_PROMPT = 64
-"""Judged rows for each prompt from which on a step's rows alone say how much each is used; with
-fewer, the steps before it count as well. A step's rows need not be a fair sample: batches of
-similar length hold similar rows."""
+"""Judged rows for each prompt over which its use is averaged: a step has fewer, and need not be a
+fair sample of the rows."""
+FASTEST_USE = 0.25
+"""Most that a step counts in that average; a step that alone decided would overturn the next."""
+LEAST_USE = 0.05
+"""Share of an equal use below which a prompt is lifted no further."""
 ROUTER_GAIN = 0.1
 """What multiplies W x / σ, σ the spread of the backbone's embeddings. An optimizer moves every
 number by its learning rate: a router that has the prompts' would be decided after a few steps."""
@@ -39,9 +40,9 @@ class Posterior(RoutingStrategy):
     gradient, of at most `evidence` tokens: L_j min(1, evidence / n) for an answer of n. The row is
     put under `candidates` prompts, half of them the most probable, the others drawn; over those q
     divides what p gives them, and the rest keep q_j = p_j. Then q is moved toward equal use of the
-    prompts: `BALANCE_STEPS` times log q_j is lowered by `balance` times log(k · mean q_j). The row
-    is given P_c, c ~ q, and the router the loss -Σ_j q_j log p_j. Rows that are not judged are
-    given P_c, c = argmax p. In evaluation all are: one pass, unscaled.
+    prompts: q_j is divided by (k u_j)^`balance`, u the mean of q over the rows of the steps before.
+    The row is given P_c, c ~ q, and the router the loss -Σ_j q_j log p_j. Rows that are not judged
+    are given P_c, c = argmax p. In evaluation all are: one pass, unscaled.
 
     With `exact` the loss is -log Σ_j p_j exp(-L_j) itself, with the gradient of all prompts: k + 1
     passes, nothing judged, balanced or tempered. For study.
@@ -54,7 +55,9 @@ class Posterior(RoutingStrategy):
     judged: float = option(0.33, "share of a step's rows that are put under several prompts")
     candidates: int = option(8, "most prompts that a judged row is put under")
     every: int = option(1, "steps from one in which rows are judged to the next")
-    balance: float = option(0.2, "how far a posterior is moved toward equal use of the prompts")
+    balance: float = option(
+        2.0, "how strongly a posterior is moved toward equal use of the prompts"
+    )
     evidence: float = option(4.0, "tokens of an answer that a posterior believes at most")
     exact: bool = option(False, "train all prompts on every row by the mixture's likelihood itself")
 
@@ -65,8 +68,8 @@ class Posterior(RoutingStrategy):
             raise ConfigError(f"candidates={self.candidates} must be at least 2, to compare them")
         if self.every < 1:
             raise ConfigError(f"every={self.every} must be at least 1 step")
-        if not 0 <= self.balance <= 1:
-            raise ConfigError(f"balance={self.balance!r} must be from 0 to 1")
+        if not self.balance >= 0:
+            raise ConfigError(f"balance={self.balance!r} must be at least 0")
         if not self.evidence > 0:
             raise ConfigError(f"evidence={self.evidence!r} must be above 0")
 
@@ -125,16 +128,8 @@ class Posterior(RoutingStrategy):
         # what was not tried counts as those that were do on average, so that it keeps its prior
         mean = (among - tempered.nan_to_num()).logsumexp(dim=-1) - among.logsumexp(dim=-1)
         q = prior + torch.where(losses.isnan(), mean[:, None], -tempered)
-        broken = ~losses.isfinite().any(dim=-1)
-        q = torch.where(broken[:, None], prior, q)
-        k, count = losses.shape[1], (~broken).sum()
-        own = (count / (ROWS_PER_PROMPT * k)).clamp(max=1)
-        for _ in range(BALANCE_STEPS):
-            q = q.log_softmax(dim=-1)
-            mean_use = (q.exp() * ~broken[:, None]).sum(dim=0) / count.clamp(min=1)
-            used = own * mean_use + (1 - own) * usage
-            q = q - self.balance * (used.clamp(min=1e-9).log() + math.log(k))
-        return q.softmax(dim=-1).masked_fill(broken[:, None], math.nan)
+        q = q - self.balance * (losses.shape[1] * usage).clamp(min=LEAST_USE).log()
+        return q.softmax(dim=-1).masked_fill(~losses.isfinite().any(dim=-1)[:, None], math.nan)
 
     def __call__(self, logits: Float[Tensor, "b k"], state: RowState) -> Routing:
         """Decide for every row by itself; its posterior, where it was judged, is in the state."""
