@@ -70,8 +70,8 @@ def forward_backward(
         with around as apart, told(model, features):
             logits = model(**to_device(batch, device), **more).logits
         found, of_row = formulation.answer_losses(logits, batch["labels"])
-        if apart is not None and apart.losses is not None:
-            found, of_row = apart.losses, list(range(len(members)))
+        if apart is not None and apart.excess is not None:
+            found, of_row = torch.cat([found, apart.excess]), [*of_row, *range(len(members))]
         of_run = on_device([rows[members[row]][0] for row in of_row], device)
         each = torch.zeros_like(losses).index_add(0, of_run, found / tokens[of_run])
         if apart is not None and apart.terms:

@@ -129,5 +129,5 @@ class Apart(_Context):
 
     terms: dict[str, Tensor] = field(default_factory=dict)
     """What the last pass within asks for, by adapter, each a mean over its rows."""
-    losses: Float[Tensor, "b"] | None = None
-    """In place of the last pass's own: every row's, summed over its labels; None: its own stand."""
+    excess: Float[Tensor, "b"] | None = None
+    """What every row's loss of the last pass, summed over its labels, is to have on top."""

@@ -46,7 +46,7 @@ def with_terms(
     """
     labels, caller = call.labels_given, current(layer, Apart)
     if caller is not None:
-        caller.terms, caller.losses = {}, None
+        caller.terms, caller.excess = {}, None
     if not layer.training or call.draw > 0 or (labels is None and caller is None):
         return output
     terms = all_terms(
@@ -58,26 +58,24 @@ def with_terms(
         again,
         predicts_next=predicts_next,
     )
-    losses = None
+    excess = None
     if labels is not None:
-        losses = marginal_losses(layer, call, labels, output, again, predicts_next=predicts_next)
+        excess = marginal_excess(layer, call, labels, output, again, predicts_next=predicts_next)
     if caller is not None:
-        caller.terms, caller.losses = terms, losses
+        caller.terms, caller.excess = terms, excess
         return output
-    if losses is not None and labels is not None:
+    if excess is not None and labels is not None:
         total = labels_of_step
         if total is None:
             total = label_counts(labels, predicts_next=predicts_next).sum()
-        # in place of the answers' part: a model may add losses of its own
-        own = row_losses(output, labels, predicts_next=predicts_next)
-        output = _with_loss(output, _loss_of(output) + (losses - own).sum() / total)
+        output = _with_loss(output, _loss_of(output) + excess.sum() / total)
     if terms and call.rows is not None and labels is not None:
         share = share_of_step(labels_of_step, labels, predicts_next=predicts_next)
         return joined(output, terms, call.rows, share)
     return output
 
 
-def marginal_losses(
+def marginal_excess(
     layer: SMoPLayer,
     call: PromptCall,
     labels: Tensor,
@@ -86,7 +84,9 @@ def marginal_losses(
     *,
     predicts_next: bool,
 ) -> Float[Tensor, "b"] | None:
-    """-log Σ_j p_j p(labels | prompt j) of every row, and the pass's own loss of other rows.
+    """-log Σ_j p_j p(labels | prompt j) of every row less the pass's own loss; 0 for other rows.
+
+    A difference, as a model's loss may hold more than that of the answers.
 
     Args:
         layer: the adapters.
@@ -116,15 +116,16 @@ def marginal_losses(
             # prompts are compared under the same dropout
             every.append(row_losses(again(routes), labels, predicts_next=predicts_next))
     under = torch.stack(every, dim=1)
-    losses = row_losses(output, labels, predicts_next=predicts_next)
+    own = row_losses(output, labels, predicts_next=predicts_next)
+    excess = torch.zeros_like(own)
     for logits, rows in marginal:
         at = torch.arange(len(labels), device=labels.device) if rows is None else rows
         joint = logits.log_softmax(dim=-1) - under[at, : logits.shape[1]]
-        mixed = -joint.logsumexp(dim=-1)
+        more = -joint.logsumexp(dim=-1) - own[at]
         if asked is not None:  # a row that is asked to take a prompt takes no other
-            mixed = torch.where(asked[at] >= 0, losses[at], mixed)
-        losses = losses.index_copy(0, at, mixed)
-    return losses
+            more = torch.where(asked[at] >= 0, 0.0, more)
+        excess = excess.index_copy(0, at, more)
+    return excess
 
 
 def all_terms(
