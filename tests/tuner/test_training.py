@@ -195,6 +195,58 @@ def test_a_step_counts_once_however_many_batches_are_accumulated(tmp_path):
     assert model.smop_layer["default"].steps == 2
 
 
+class _Around(torch.optim.SGD):
+    """An optimizer that lets another one do its work, once or more often, or fails at it."""
+
+    def __init__(self, parameters, inner, times=1, failure=None):
+        super().__init__(parameters, lr=0.1)
+        self.inner, self.times, self.failure = inner, times, failure
+
+    def step(self, closure=None):
+        for _ in range(self.times):
+            self.inner.step()
+        if self.failure is not None:
+            raise self.failure
+
+
+def test_a_step_counts_once_however_many_optimizers_take_it_within_each_other():
+    model = adapted(KINDS["t5"]).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    outer = _Around(parameters, torch.optim.SGD(parameters, lr=0.1), times=2)
+    model(**batch(KINDS["t5"])).loss.backward()
+    outer.step()
+    assert model.smop_layer["default"].steps == 1
+
+
+def test_a_step_counts_though_another_one_within_it_failed():
+    model = adapted(KINDS["t5"]).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    failing = _Around(parameters, torch.optim.SGD(parameters, lr=0.1), failure=RuntimeError())
+
+    class Catches(_Around):
+        def step(self, closure=None):
+            with pytest.raises(RuntimeError):
+                self.inner.step()
+
+    model(**batch(KINDS["t5"])).loss.backward()
+    Catches(parameters, failing).step()
+    assert model.smop_layer["default"].steps == 1
+
+
+@pytest.mark.parametrize("failure", [RuntimeError(), KeyboardInterrupt()])
+def test_a_step_that_failed_hides_no_other_optimizer_s_steps(failure):
+    model = adapted(KINDS["t5"]).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    plain = torch.optim.SGD(parameters, lr=0.1)
+    model(**batch(KINDS["t5"])).loss.backward()
+    with pytest.raises(type(failure)):
+        _Around(parameters, plain, failure=failure).step()
+    assert model.smop_layer["default"].steps == 0
+    for _ in range(3):
+        plain.step()
+    assert model.smop_layer["default"].steps == 3
+
+
 @CHECKPOINTING
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["not reentrant", "reentrant"])
 @pytest.mark.parametrize("name", THREE)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
@@ -187,16 +189,25 @@ class _Stepping(threading.local):
     """The optimizers whose steps are being taken, one within the other."""
 
     def __init__(self) -> None:
-        self.ids: list[int] = []
+        self.optimizers: list[Optimizer] = []
 
 
 _STEPPING = _Stepping()
 
 
+def _is_stepping(optimizer: Optimizer) -> bool:
+    """Whether its step is not over: one that failed said nothing when it ended."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_locals.get("self") is optimizer:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _enter_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if id(optimizer) in _STEPPING.ids:  # its last step failed
-        _STEPPING.ids.clear()
-    _STEPPING.ids.append(id(optimizer))
+    around = [o for o in _STEPPING.optimizers if o is not optimizer and _is_stepping(o)]
+    _STEPPING.optimizers = [*around, optimizer]
 
 
 def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -206,8 +217,10 @@ def _count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     once, however many passes, parts or processes its gradients came from. Where several optimizers
     move parts of one adapter, the one with its first trained part counts.
     """
-    _STEPPING.ids.remove(id(optimizer))
-    if _STEPPING.ids:
+    # what failed within it is over, too
+    place = next(i for i, other in enumerate(_STEPPING.optimizers) if other is optimizer)
+    _STEPPING.optimizers = _STEPPING.optimizers[:place]
+    if _STEPPING.optimizers:
         return
     moved = {id(p) for g in optimizer.param_groups for p in g["params"] if p.grad is not None}
     counts: dict[int, Adapter] = {}  # by identity: models that share an adapter's tensors share it

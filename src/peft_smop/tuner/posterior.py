@@ -1,7 +1,7 @@
 """A router that is told which prompt would have done better: routing trained on its posterior.
 
 The published rule lets a router feel its choice only through the scale of the prompt that it chose
-anyway; it never hears of the others. Here every judged row is put under all prompts, without
+anyway; it never hears of the others. Here judged rows are put under several prompts, without
 gradient, and the router learns what came out (`judging.py` makes those passes).
 """
 
