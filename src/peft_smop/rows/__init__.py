@@ -1,4 +1,4 @@
-"""Rows and adapters: what a tuner needs to give every row of a batch its own adapter."""
+"""Rows: what a tuner needs to give each its own adapter, and what is read of each."""
 
 from peft_smop.rows.adapters import (
     BASE,
@@ -8,15 +8,18 @@ from peft_smop.rows.adapters import (
     check_new_name,
     on_device,
 )
+from peft_smop.rows.answers import IGNORED_LABEL, answers_only, verdicts
 from peft_smop.rows.calls import Call, begin, calling, current, end
 from peft_smop.rows.heads import follow_rows
 from peft_smop.rows.tuner import RowTuner, rows_given
 
 __all__ = [
     "BASE",
+    "IGNORED_LABEL",
     "Call",
     "RowAdapters",
     "RowTuner",
+    "answers_only",
     "begin",
     "by_adapter",
     "calling",
@@ -27,4 +30,5 @@ __all__ = [
     "follow_rows",
     "on_device",
     "rows_given",
+    "verdicts",
 ]

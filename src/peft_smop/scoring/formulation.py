@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from peft_smop.rows import IGNORED_LABEL
 from peft_smop.tasks import Example, Task
 from peft_smop.tuner import SMoPModel
 
-IGNORED_LABEL = -100
 Features = dict[str, Any]
 
 
@@ -101,6 +101,12 @@ class Formulation(ABC):
     def answer_length(self, features: Features) -> int:
         """How many losses an example's answer has."""
         return len(features["labels"])
+
+    def answers_only(
+        self, model: nn.Module, labels: Int[Tensor, "b *n"]
+    ) -> AbstractContextManager[None]:
+        """Within, a model may leave out what `answer_losses` does not read of a batch."""
+        return nullcontext()
 
     def answer_losses(
         self, logits: Tensor, labels: Int[Tensor, "b *n"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -14,13 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from peft_smop.errors import ConfigError
+from peft_smop.rows import IGNORED_LABEL, answers_only, on_device, verdicts
 from peft_smop.scoring.formulation import (
-    IGNORED_LABEL,
     Features,
     Formulation,
     LabelScores,
     moved,
-    sequence_scores,
     to_device,
 )
 from peft_smop.tasks import Example, Task
@@ -129,13 +129,18 @@ class Continuation(Formulation):
         """The answer's tokens; its context has no loss."""
         return len(features["answer"])
 
+    def answers_only(
+        self, model: nn.Module, labels: Int[Tensor, "b n"]
+    ) -> AbstractContextManager[None]:
+        """The head is computed where the next token is an answer's."""
+        return answers_only(model, labels)
+
     def answer_losses(
         self, logits: Tensor, labels: Int[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "t"], list[int]]:
         """As for every text; a logit is the verdict on the token after it."""
-        # PEFT leaves the logits of its own virtual tokens in front
-        text = logits[:, -labels.shape[1] :]
-        return super().answer_losses(text[:, :-1], labels[:, 1:])
+        said, targets, rows = verdicts(logits, labels)
+        return nn.functional.cross_entropy(said, targets, reduction="none"), rows.tolist()
 
     def _joined(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         batch = self._inputs([{"input_ids": context + answer} for context, answer in pairs])
@@ -176,11 +181,11 @@ class Continuation(Formulation):
         """One row for every text and label; labels are passed so that routes follow the text."""
         device = next(model.parameters()).device
         pairs = [(f["input_ids"], answer) for f in features for answer in self._answers]
-        batch = to_device(self._joined(pairs), device)
-        logits = model(**batch).logits
-        # PEFT leaves the logits of its own virtual tokens in front
-        logits = logits[:, -batch["labels"].shape[1] :]
-        scores = sequence_scores(logits[:, :-1], batch["labels"][:, 1:])
+        batch = self._joined(pairs)
+        with self.answers_only(model, batch["labels"]):
+            logits = model(**to_device(batch, device)).logits
+        losses, rows = self.answer_losses(logits, batch["labels"])
+        scores = -losses.new_zeros(len(pairs)).index_add(0, on_device(rows, device), losses)
         count = len(self._answers)
         return LabelScores(scores.view(len(features), count), repeats=count)
 

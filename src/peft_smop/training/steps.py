@@ -67,7 +67,8 @@ def forward_backward(
         batch = formulation.collate(features)
         more = {} if runs[0].adapter is None else {"adapter_names": own}
         around = nullcontext() if tuner is None else tuner.terms_apart()
-        with around as apart, told(model, features):
+        narrow = formulation.answers_only(model, batch["labels"])
+        with around as apart, told(model, features), narrow:
             logits = model(**to_device(batch, device), **more).logits
         found, of_row = formulation.answer_losses(logits, batch["labels"])
         if apart is not None and apart.excess is not None:

@@ -38,9 +38,10 @@ class PromptCall(Call):
     """Every row's scaled prompt, once it is decided."""
     rows: RowAdapters | None = None
     decisions: tuple[Decision, ...] = ()
-    labels_given: Tensor | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """The model's arguments by name."""
     labels: Tensor | None = None
-    """The same, until the backbone's pass has taken them up."""
+    """Of the pass, until the backbone's has taken them up."""
     layout: Layout | None = None
     states: Tensor | None = None
     """What the encoder inside the backbone gave, where a pooler needs to look back."""
@@ -59,6 +60,11 @@ class PromptCall(Call):
             return None
         active = self.owner.active_adapters
         return RowAdapters.of(active, self.adapter_names, count, repeated=self.repeats)
+
+    @property
+    def labels_given(self) -> Tensor | None:
+        """The labels of the pass."""
+        return self.given.get("labels")
 
     @property
     def says_something(self) -> bool:

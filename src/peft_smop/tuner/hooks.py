@@ -89,8 +89,8 @@ class PromptHooks:
             begin(call)
         call.in_model = call.admitted = True
         call.seen, call.rows, call.decisions, call.layout = False, None, (), None
-        given = bind(self._model_names, args, kwargs)
-        call.labels = call.labels_given = given.get("labels")
+        given = call.given = bind(self._model_names, args, kwargs)
+        call.labels = call.labels_given
         states = given.get("encoder_outputs")
         if states is not None:
             admission.check_states(states, call.rows_of(len(states[0])))
@@ -116,7 +116,7 @@ class PromptHooks:
             self.layer,
             call,
             output,
-            partial(self._again, module, args, kwargs, call),
+            partial(self._again, module, call),
             labels_of_step=kwargs.get("num_items_in_batch"),
             predicts_next=self.backbone.predicts_next,
         )
@@ -124,8 +124,6 @@ class PromptHooks:
     def _again(
         self,
         module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
         call: PromptCall,
         routes: Tensor | None = None,
     ) -> Any:
@@ -135,7 +133,7 @@ class PromptHooks:
             self.layer, call.adapter_names, call.repeats, routes=routes, draw=call.draw + 1
         )
         with calling(further):
-            output = module(*args, **kwargs)
+            output = module(**call.given)
         self.layer.last = last
         return output
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from peft_smop.errors import ConfigError
-from peft_smop.rows import RowAdapters, current, on_device
+from peft_smop.rows import IGNORED_LABEL, RowAdapters, current, on_device, verdicts
 from peft_smop.tuner.call import Apart, PromptCall
 from peft_smop.tuner.deciding import routes_asked
 from peft_smop.tuner.layer import Adapter, SMoPLayer
@@ -22,7 +22,6 @@ from peft_smop.tuner.losses import divergence, first_choices
 from peft_smop.tuner.mixture import Decision
 from peft_smop.tuner.passes import label_counts, row_losses
 from peft_smop.tuner.routing import Routing
-from peft_smop.tuner.scope import IGNORED_LABEL
 
 
 def with_terms(
@@ -290,7 +289,11 @@ def _apart(one: Tensor, other: Tensor, labels: Tensor, predicts_next: bool) -> F
     if one.dim() == 2:
         return divergence(one, other)
     if predicts_next:
-        one, other, labels = one[:, :-1], other[:, :-1], labels[:, 1:]
+        said, _, rows = verdicts(one, labels)
+        apart = divergence(said, verdicts(other, labels)[0])
+        sums = apart.new_zeros(2, len(labels))
+        total, count = sums.index_add(1, rows, torch.stack([apart, torch.ones_like(apart)]))
+        return total / count.clamp(min=1)
     counted = (labels != IGNORED_LABEL).float()
     total = (divergence(one, other) * counted).sum(dim=1)
     return total / counted.sum(dim=1).clamp(min=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,11 +11,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from peft_smop.errors import ConfigError
-from peft_smop.rows import BASE, calling, check_adapter_names, on_device
+from peft_smop.rows import (
+    BASE,
+    IGNORED_LABEL,
+    answers_only,
+    calling,
+    check_adapter_names,
+    on_device,
+    verdicts,
+)
 from peft_smop.tuner.admission import check_some
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.layer import SMoPLayer
-from peft_smop.tuner.scope import IGNORED_LABEL
 
 
 def prompt_losses(
@@ -91,6 +98,7 @@ def losses_of_rows(
     """
     check_some(len(rows))
     model, count, last = layer.hooks.model, len(batch["labels"]), layer.last
+    predicts_next = layer.hooks.backbone.predicts_next
     losses = []
     with evaluating(model), torch.no_grad():
         for i in range(0, len(rows), chunk):
@@ -101,10 +109,11 @@ def losses_of_rows(
                 for name, value in batch.items()
             }
             part.pop("num_items_in_batch", None)
-            with calling(PromptCall(layer, names, routes=asked)):
+            labels = part["labels"]
+            narrow = answers_only(model, labels) if predicts_next else nullcontext()
+            with narrow, calling(PromptCall(layer, names, routes=asked)):
                 output = model(**part)
-            predicts_next = layer.hooks.backbone.predicts_next
-            losses.append(row_losses(output, part["labels"], predicts_next=predicts_next))
+            losses.append(row_losses(output, labels, predicts_next=predicts_next))
     layer.last = last
     return torch.cat(losses)
 
@@ -121,7 +130,9 @@ def row_losses(output: Any, labels: Tensor, *, predicts_next: bool) -> Float[Ten
             "the head gives no distribution over labels, by which prompts could be judged"
         )
     if predicts_next and labels.dim() == 2:
-        logits, labels = logits[:, :-1], labels[:, 1:]
+        said, targets, rows = verdicts(logits, labels)
+        each = nn.functional.cross_entropy(said, targets, reduction="none")
+        return each.new_zeros(len(labels)).index_add(0, rows, each)
     each = nn.functional.cross_entropy(
         logits.float().flatten(0, -2),
         labels.flatten(),

@@ -13,9 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from peft_smop.errors import ConfigError
-
-IGNORED_LABEL = -100
-
+from peft_smop.rows import IGNORED_LABEL
 
 Scope = Literal["input", "context"] | int
 """What a router reads of a row.
