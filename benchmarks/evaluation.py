@@ -42,7 +42,6 @@ def measure(given: Namespace) -> Result:
             formulation,
             examples,
             majority_label=majority,
-            num_prompts=4,
             batch_size=given.rows,
             resamples=0,
         )

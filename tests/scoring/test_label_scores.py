@@ -148,7 +148,7 @@ def test_a_decoder_s_batch_shrinks_to_the_logits_that_fit(saved_models, monkeypa
     model, formulation = formulated(saved_models, "llama", "smop")
     expected = [p.label for p in predict(model, formulation, EXAMPLES)]
     seen = []
-    monkeypatch.setattr(evaluation_module, "LOGITS_BUDGET", 1)
+    monkeypatch.setattr(evaluation_module, "KEPT_BUDGET", 1)
     assert [
         p.label for p in predict(model, formulation, EXAMPLES, on_batch=seen.append)
     ] == expected

@@ -20,8 +20,8 @@ from peft_smop.tuner.layer import Adapter
 
 COLLAPSED_SHARE = 0.98
 DEAD_LOAD = 0.01
-LOGITS_BUDGET = 2**28
-"""Most logits held at once, in numbers: 1 GiB in fp32."""
+KEPT_BUDGET = 2**28
+"""Most numbers that a pass keeps for its rows' labels, logits and caches: 1 GiB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def predict(
         model: a PEFT model or a bare one; it is put into evaluation mode and back.
         formulation: how the task is put to this kind of model.
         examples: what to predict; labels are not looked at.
-        batch_size: examples in a pass, fewer where the logits would not fit `LOGITS_BUDGET`.
+        batch_size: examples in a pass, fewer where what is kept would not fit `KEPT_BUDGET`.
         on_batch: called with the number of examples done in each batch.
 
     Raises:
@@ -119,11 +119,8 @@ def _batches(
     limit = math.inf if whole else MAX_PADDING
     order = sorted(range(len(features)), key=lambda i: -lengths[i])
     while order:
-        size = batch_size
-        if formulation.task_type == "CAUSAL_LM":
-            vocabulary = model.config.get_text_config().vocab_size
-            row = lengths[order[0]] * len(formulation.task.labels) * vocabulary
-            size = max(1, min(batch_size, LOGITS_BUDGET // row))
+        row = formulation.kept_by_row(model, lengths[order[0]])
+        size = min(batch_size, max(1, KEPT_BUDGET // row)) if row else batch_size
         batch = order[:size]
         yield from ([batch[i] for i in part] for part in cut([lengths[i] for i in batch], limit))
         order = order[size:]

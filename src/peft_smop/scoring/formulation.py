@@ -131,6 +131,15 @@ class Formulation(ABC):
     def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
         """Score every label for every row."""
 
+    def kept_by_row(self, model: nn.Module, length: int) -> int:
+        """How many numbers scoring keeps for one row's labels; 0: few enough not to count.
+
+        Args:
+            model: what is asked.
+            length: of the row, in tokens.
+        """
+        return 0
+
     def _continued_scores(
         self,
         first: Float[Tensor, "b v"],

@@ -148,6 +148,20 @@ class Continuation(Formulation):
         length = batch["input_ids"].shape[1]
         return {**batch, "labels": self._pad(labels, IGNORED_LABEL, length=length)}
 
+    def kept_by_row(self, model: nn.Module, length: int) -> int:
+        """Of every label its logits, twice, and the keys and values of the text and itself."""
+        config = model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None)
+        width = config.hidden_size
+        if heads:  # fewer than it has for queries
+            width = heads * (
+                getattr(config, "head_dim", None) or width // config.num_attention_heads
+            )
+        token = 2 * config.num_hidden_layers * width
+        answer = max(map(len, self._answers))
+        logits = 2 * answer * config.vocab_size
+        return len(self._answers) * (logits + (self.prompt_length + length + answer) * token)
+
     def label_scores(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
         """Read every text once, then continue its cache with each label: b·m short rows."""
         if _splices_anew(model):
