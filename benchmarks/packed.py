@@ -62,7 +62,6 @@ def _task(given: Namespace, task: str, bare: nn.Module, folder: Path, rate: floa
             options=options,
             seed=seed,
             output=folder / str(seed),
-            num_prompts=4,
         )
         for seed, model in enumerate(models)
     ]

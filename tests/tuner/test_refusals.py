@@ -151,6 +151,8 @@ WRONGLY_TYPED = {
     "  routing": ("quantum", "unknown routing 'quantum'; known: fixed, gumbel"),
     " init": ("vocabulry", "unknown init 'vocabulry'; did you mean vocabulary"),
     " parameterisation": ("residul", "unknown parameterisation 'residul'; did you mean residual"),
+    " position": ("behind", "unknown position 'behind'"),
+    "position": (None, "position=None must be one of 'before'"),
     " router_scope": (0, "router_scope=0 must be at least 1 token"),
     " seed": (-1, "seed=-1 must be a whole number from 0 to 4294967295"),
     "  seed": (2**32, "seed=4294967296 must be a whole number from 0"),

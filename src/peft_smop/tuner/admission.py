@@ -12,6 +12,7 @@ from peft_smop.errors import ConfigError, PromptIgnoredError
 from peft_smop.rows import RowAdapters
 from peft_smop.tuner.backbone import Backbone, cache_of
 from peft_smop.tuner.scope import SEVERAL_SEQUENCES, check_one_sequence, require
+from peft_smop.tuner.splice import Layout
 
 _FILLED = "smop_filled"
 """The attribute by which a KV cache says whose soft prompts it begins with."""
@@ -55,11 +56,13 @@ class Filled(NamedTuple):
 
     rows: RowAdapters
     width: int
+    edges: Tensor
+    """How many tokens of each row stand before its prompt."""
 
 
-def fill(cache: Any, rows: RowAdapters, width: int) -> None:
+def fill(cache: Any, rows: RowAdapters, layout: Layout) -> None:
     """Mark a cache that has just been filled."""
-    setattr(cache, _FILLED, Filled(rows, width))
+    setattr(cache, _FILLED, Filled(rows, layout.width, layout.edges))
 
 
 def check_some(rows: int) -> None:
@@ -136,7 +139,7 @@ def check_input(
 
 def check_cache(
     cache: Any, rows: RowAdapters, given: Mapping[str, Any], total: int, width: int, *, fresh: bool
-) -> None:
+) -> Filled:
     """Refuse a cache whose content does not go with this batch's prompts.
 
     Args:
@@ -146,6 +149,9 @@ def check_cache(
         total: positions of the cache and the new tokens.
         width: the longest prompt of the batch.
         fresh: whether the cache is older than this call.
+
+    Returns:
+        With what it was filled.
 
     Raises:
         PromptIgnoredError: it was filled without a prompt, or with another adapter's.
@@ -176,6 +182,7 @@ def check_cache(
             f" {tokens + width}; generate cannot go on from a cache that holds a soft prompt:"
             " leave past_key_values out"
         )
+    return filled
 
 
 def check_generation(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -36,6 +36,8 @@ class PromptCall(Call):
     """Every row's, where its strategy judges."""
     prompts: Float[Tensor, "b l e"] | None = None
     """Every row's scaled prompt, once it is decided."""
+    edges: Int[Tensor, "b"] | None = None
+    """Where every row's text ended, once a prompt stands behind it."""
     rows: RowAdapters | None = None
     decisions: tuple[Decision, ...] = ()
     given: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from peft_smop.tuner.losses import Penalties
 from peft_smop.tuner.options import check_seed, check_types, options_of, with_options
 from peft_smop.tuner.parameterisation import PARAMETERISATIONS, ParameterisationName
 from peft_smop.tuner.routing import RoutingStrategy
+from peft_smop.tuner.splice import Position
 from peft_smop.tuner.strategies import STRATEGIES, RoutingName, build_strategy
 
 InitName = Literal["vocabulary", "normal", "text", "labels", "adapter"]
@@ -47,6 +48,9 @@ class SMoPConfig(_Options):
             it will see at inference; labels must then reach the model. A whole number: that many
             first tokens of the row, where labels do not reach the model or leave no context.
             "context" for causal LMs, "input" for all others.
+        position: where a prompt stands. "before": the text, as in the paper. "after": between the
+            text and its answer, on causal LMs. In training labels say where the answer begins;
+            without labels the prompt follows the whole input.
         init: where the prompts start: "vocabulary" (embeddings of randomly drawn tokens), "normal"
             (N(0, init_std²)), "text" (the tokens of `init_text`), "labels" (the words of
             `init_labels`, then vocabulary), "adapter" (the prompts, and where the shapes agree the
@@ -80,6 +84,9 @@ class SMoPConfig(_Options):
     router_scope: Literal["input", "context"] | int | None = field(
         default=None, metadata={"help": "what the router reads"}
     )
+    position: Position = field(
+        default="before", metadata={"help": "where a prompt stands: before or after the text"}
+    )
     init: InitName = field(default="vocabulary", metadata={"help": "where the prompts start"})
     init_text: str | list[str] | None = None
     init_labels: list[str] | None = None
@@ -108,6 +115,7 @@ class SMoPConfig(_Options):
             ("routing", STRATEGIES),
             ("parameterisation", PARAMETERISATIONS),
             ("init", get_args(InitName)),
+            ("position", get_args(Position)),
             ("router_scope", ("input", "context")),
         ):
             value = getattr(self, name)
@@ -181,6 +189,11 @@ class SMoPConfig(_Options):
             raise ConfigError(
                 f"router_scope='context' is for causal LMs, not task_type={str(self.task_type)!r};"
                 " leave it out"
+            )
+        if self.position == "after" and self.task_type not in (None, TaskType.CAUSAL_LM):
+            raise ConfigError(
+                f"position='after' is for causal LMs, not task_type={str(self.task_type)!r}: only"
+                " there an answer follows the text; leave it out"
             )
 
     def strategy(self) -> RoutingStrategy:

@@ -167,8 +167,8 @@ class PromptHooks:
         admission.check_input(given, self.backbone, past=past, rows=b, tokens=n, width=width)
         if past > 0:
             is_fresh = call.prompts is None
-            admission.check_cache(cache, rows, given, past + n, width, fresh=is_fresh)
-            return (), continued(self.layer, self.backbone, given, rows, tokens, past)
+            filled = admission.check_cache(cache, rows, given, past + n, width, fresh=is_fresh)
+            return (), continued(self.layer, self.backbone, given, rows, tokens, past, filled.edges)
         for name in rows.names:
             self.layer[name].check_arrived(name)
         if x is None:
@@ -189,13 +189,13 @@ class PromptHooks:
             return output
         if not self._drops:
             if hasattr(output, "get") and call.rows is not None:
-                admission.fill(output, call.rows, layout.width)
+                admission.fill(output, call.rows, layout)
             return output
         if not hasattr(output, "get"):
             return (layout.drop(output[0]), *output[1:])
         cache = cache_of(output)
         if cache is not None and call.rows is not None:
-            admission.fill(cache, call.rows, layout.width)
+            admission.fill(cache, call.rows, layout)
         output["last_hidden_state"] = layout.drop(output["last_hidden_state"])
         if output.get("hidden_states") is not None:
             output["hidden_states"] = tuple(layout.drop(x) for x in output["hidden_states"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from peft_smop.errors import ConfigError, PromptIgnoredError
@@ -17,6 +17,7 @@ from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.deciding import decided, finite
 from peft_smop.tuner.layer import SMoPLayer
+from peft_smop.tuner.scope import text_ends
 from peft_smop.tuner.splice import Layout, left_padding
 
 
@@ -27,17 +28,66 @@ def layout_of(
     mask: Tensor | None,
     like: Tensor,
     tokens: int,
+    edges: Int[Tensor, "b"] | None = None,
 ) -> Layout:
-    """Where prompts and tokens of a pass stand."""
+    """Where prompts and tokens of a pass stand.
+
+    Args:
+        layer: the adapters.
+        backbone: the backbone.
+        rows: which adapter each row follows.
+        mask: of the tokens; None: all are attended.
+        like: a tensor of the pass.
+        tokens: of a row.
+        edges: where the text ends that a row's prompt may stand behind, as `text_ends` counts;
+            None: no prompt stands there.
+    """
     lengths = layer.lengths(rows, like.device)
     padding = torch.zeros_like(lengths) if mask is None else left_padding(mask)
+    if edges is not None:
+        is_behind = layer.stands_behind(rows, like.device)
+        edges = torch.where(is_behind, torch.maximum(edges, padding), padding)
     return Layout.of(
         padding=padding,
         lengths=lengths,
         tokens=tokens,
         width=layer.width(rows),
         slack=backbone.slack,
+        edges=edges,
     )
+
+
+def _edges(
+    layer: SMoPLayer,
+    call: PromptCall,
+    rows: RowAdapters,
+    x: Float[Tensor, "b n e"],
+    mask: Tensor | None,
+    labels: Tensor | None,
+) -> Int[Tensor, "b"] | None:
+    """Where the texts of a pass end; None: no prompt stands behind one.
+
+    Of a generation's passes, where those of the first did.
+
+    Raises:
+        ConfigError: nothing says where an answer begins.
+    """
+    behind = [name for name in rows.names if layer[name].position == "after"]
+    if not behind:
+        return None
+    if call.edges is not None:
+        return call.edges.repeat_interleave(len(x) // len(call.edges))
+    if labels is None and layer.training and not call.decides_once:
+        raise ConfigError(
+            f"adapter {behind[0]!r} puts its prompt between text and answer, and no labels say"
+            " where the answer begins (label smoothing and losses computed outside take them"
+            " away); pass labels to the model"
+        )
+    attended = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask != 0
+    edges = text_ends(attended, labels)
+    if call.decides_once:
+        call.edges = edges
+    return edges
 
 
 def spliced(
@@ -63,7 +113,8 @@ def spliced(
     ids, mask, positions = (given.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
     if given.get("inputs_embeds") is not None:
         x = finite(x, mask)
-    layout = call.layout = layout_of(layer, backbone, rows, mask, x, x.shape[1])
+    edges = _edges(layer, call, rows, x, mask, labels)
+    layout = call.layout = layout_of(layer, backbone, rows, mask, x, x.shape[1], edges)
     needs_mask = mask is not None or layer.is_uneven(rows)
     prompts = decided(
         layer,
@@ -95,8 +146,18 @@ def continued(
     rows: RowAdapters,
     tokens: Tensor,
     past: int,
+    edges: Int[Tensor, "r"] | None,
 ) -> dict[str, Any]:
-    """The arguments of a pass that goes on from a cache which begins with the prompt.
+    """The arguments of a pass that goes on from a cache which holds the prompt.
+
+    Args:
+        layer: the adapters.
+        backbone: which is about to be called.
+        given: its arguments by name; changed in place.
+        rows: which adapter each row follows.
+        tokens: that it is given.
+        past: positions that the cache holds.
+        edges: where the texts of the rows ended with which it was filled.
 
     Raises:
         ConfigError: the backbone cannot tell where the rows of its cache begin.
@@ -112,7 +173,9 @@ def continued(
         )
     width = layer.width(rows)
     total = mask.shape[1] if mask is not None else past - width + tokens.shape[1]
-    layout = layout_of(layer, backbone, rows, mask, tokens, total)
+    if edges is not None:
+        edges = edges.repeat_interleave(rows.count // len(edges))
+    layout = layout_of(layer, backbone, rows, mask, tokens, total, edges)
     if mask is not None or uneven:
         given["attention_mask"] = layout.mask(mask)
     if backbone.takes_positions and positions is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.optim.optimizer import (
@@ -25,6 +25,7 @@ from peft_smop.tuner.losses import Penalties
 from peft_smop.tuner.posterior import FASTEST_USE, ROWS_PER_PROMPT
 from peft_smop.tuner.routing import RoutingStrategy
 from peft_smop.tuner.scope import Scope
+from peft_smop.tuner.splice import Position
 
 REVIVAL_SPREAD = 0.01
 """How far a revived prompt starts from the one it copies, relative to that one's spread."""
@@ -45,6 +46,7 @@ class Adapter(nn.Module):
         strategy: how logits become routes.
         seed: of the noise.
         scope: which tokens of a row the router reads.
+        position: where the prompts stand.
         network: the prompts' parameterisation; None: they are stored themselves.
         penalties: losses on the routing.
         awaited: whether the values are still to be loaded.
@@ -60,6 +62,7 @@ class Adapter(nn.Module):
         strategy: RoutingStrategy,
         seed: int,
         scope: Scope = "input",
+        position: Position = "before",
         network: nn.Module | None = None,
         penalties: Penalties | None = None,
         awaited: bool = False,
@@ -89,6 +92,7 @@ class Adapter(nn.Module):
         """Uses in the passes of this step, and of how many rows."""
         self.strategy = strategy
         self.scope = scope
+        self.position: Position = position
         self.penalties = penalties or Penalties()
         self.awaited = awaited or self.prompts.is_meta
         _ADAPTERS.add(self)
@@ -301,6 +305,13 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         return (rows.of_row is not None and -1 in rows.of_row) or len(
             {self[name].length for name in rows.names}
         ) > 1
+
+    def stands_behind(self, rows: RowAdapters, device: torch.device) -> Bool[Tensor, "b"]:
+        """Whether every row's prompt stands behind its text."""
+        behind = [self[name].position == "after" for name in rows.names]
+        if rows.of_row is None or all(behind):
+            return torch.full((rows.count,), all(behind), device=device)
+        return on_device([i >= 0 and behind[i] for i in rows.of_row], device)
 
     def lengths(self, rows: RowAdapters, device: torch.device) -> Tensor:
         """The length of every row's prompt (b,), 0 for `__base__`."""

@@ -304,6 +304,11 @@ def _scope(config: SMoPConfig, *, predicts_next: bool, model: nn.Module) -> Any:
     Raises:
         ConfigError: the model sees no answers in its input.
     """
+    if config.position == "after" and not predicts_next:
+        raise ConfigError(
+            "position='after' is for causal LMs, where an answer follows the text;"
+            f" {type(model).__name__} gives none: leave it out"
+        )
     if config.router_scope is None:
         return "context" if predicts_next else "input"
     if config.router_scope == "context" and not predicts_next:
@@ -357,6 +362,7 @@ def _adapter(
             strategy=strategy,
             seed=config.seed,
             scope=scope,
+            position=config.position,
             network=network,
             penalties=config.penalties(),
             awaited=low_cpu_mem_usage or config.awaits_values,

@@ -50,7 +50,9 @@ def settings_of(config: SMoPConfig, strategy: RoutingStrategy) -> int:
         for one in fields(strategy)
         if getattr(strategy, one.name) != one.default  # a later version may have more of them
     }
-    rest = (config.parameterisation, config.router_scope)
+    rest: tuple[object, ...] = (config.parameterisation, config.router_scope)
+    if config.position != "before":
+        rest = (*rest, config.position)
     return zlib.crc32(repr((config.routing, sorted(said.items()), *rest)).encode())
 
 

@@ -38,10 +38,23 @@ def context_mask(labels: Int[Tensor, "b n"], attended: Bool[Tensor, "b n"]) -> B
     require(
         (context.any(dim=1) | ~attended.any(dim=1)).all(),
         "labels begin at the first token of a row, which leaves no text before the answer for the"
-        " router to read; mask the question's labels with -100, or say how many first tokens the"
-        " router reads: SMoPConfig(router_scope=16)",
+        " router to read or for a prompt to follow; mask the question's labels with -100, or, for a"
+        " router alone, say how many first tokens it reads: SMoPConfig(router_scope=16)",
     )
     return context
+
+
+def text_ends(attended: Bool[Tensor, "b n"], labels: Int[Tensor, "b n"] | None) -> Int[Tensor, "b"]:
+    """How many slots of each row end with its text: before the first label that counts.
+
+    Without labels, or where none counts, before the padding behind it.
+
+    Raises:
+        ConfigError: a row's labels leave no token before the answer.
+    """
+    slots = torch.arange(1, attended.shape[1] + 1, device=attended.device)
+    context = attended if labels is None else context_mask(labels, attended)
+    return (context * slots).amax(dim=1)
 
 
 def check_one_sequence(positions: Int[Tensor, "b n"], attended: Bool[Tensor, "b n"] | None) -> None:

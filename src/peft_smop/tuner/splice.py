@@ -1,12 +1,15 @@
-"""Where the soft prompt goes: between a row's left padding and its tokens.
+"""Where the soft prompt goes: between a row's left padding and its tokens, or behind its text.
 
-    tokens                      [pad pad  t0  t1  t2 ]
-    with a prompt of 2          [pad pad  P0  P1  t0  t1  t2 ]
-    in a batch whose longest    [pad pad   .  P0  P1  t0  t1  t2 ]   slack ('.') is never attended
+    tokens                      [pad pad  t0  t1  a0 ]
+    with a prompt of 2          [pad pad  P0  P1  t0  t1  a0 ]
+    in a batch whose longest    [pad pad   .  P0  P1  t0  t1  a0 ]   slack ('.') is never attended
+    behind the text             [pad pad  t0  t1  P0  P1  a0 ]
+    in that batch                [ . pad pad  t0  t1  P0  P1  a0 ]
 
 The prompt stands after left padding because sliding-window attention and absolute positions count
-from there. Everything is a gather with indices computed from the attention mask: no branch on data,
-no row sees another.
+from there. Behind the text the verdict on what follows is the prompt's last, and is handed out in
+the place of the text's last. Everything is a gather with indices computed from the attention mask:
+no branch on data, no row sees another.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+Position = Literal["before", "after"]
+"""Where a prompt stands: before the text, or between the text and its answer."""
 
 
 def left_padding(mask: Shaped[Tensor, "b n"]) -> Int[Tensor, "b"]:
@@ -33,10 +39,16 @@ class Layout:
     prompt."""
     token_slots: Int[Tensor, "b n"]
     """For every token its slot."""
+    read_slots: Int[Tensor, "b n"]
+    """For every token the slot whose state is handed out for it."""
     start: Int[Tensor, "b"]
     """The slot where each row's prompt begins."""
+    origin: Int[Tensor, "b"]
+    """The slot where positions begin."""
     lengths: Int[Tensor, "b"]
     """The length of each row's own prompt."""
+    edges: Int[Tensor, "b"]
+    """How many of each row's tokens, padding included, stand before its prompt."""
 
     @classmethod
     def of(
@@ -47,28 +59,35 @@ class Layout:
         tokens: int,
         width: int,
         slack: Literal["left", "right", "pressed"] = "left",
+        edges: Int[Tensor, "b"] | None = None,
     ) -> Layout:
         """Lay out rows of `tokens` tokens.
 
         Args:
             padding: left padding of each row, in tokens.
+            edges: tokens before each row's prompt, padding included; None: padding alone.
             lengths: length of each row's prompt, at most `width`.
             tokens: n.
             width: l, the longest prompt in the batch.
-            slack: where a shorter prompt leaves its unused slots: "left" of the prompt; "right", at
+            slack: where a shorter prompt leaves its unused slots: "left" of the prompt, or of what
+                stands before it; "right", at
                 the row's end, for backbones that count positions by slot and take no
                 `position_ids`; "pressed": at the row's end, and left padding with them, for
                 encoders of that kind.
         """
         slots = torch.arange(tokens + width, device=padding.device)[None, :]
         columns = slots[:, :tokens]
-        padding_, lengths_ = padding[:, None], lengths[:, None]
+        edges = padding if edges is None else edges
+        padding_, edges_, lengths_ = padding[:, None], edges[:, None], lengths[:, None]
+        is_behind = edges_ > padding_
+        first = torch.zeros_like(lengths_)  # the slot of the first token
         unused = torch.full_like(slots, width - 1)  # read only where a prompt is shorter than width
         if slack == "pressed":
             start, shift = torch.zeros_like(padding_), lengths_ - padding_
         else:
             shift = torch.full_like(lengths_, width) if slack == "left" else lengths_
-            start = padding_ + shift - lengths_
+            start = edges_ + shift - lengths_
+            first = torch.where(is_behind, shift - lengths_, first)
         end = start + lengths_
         source = torch.where(slots < start, unused, slots - start)
         source = torch.where(slots >= end, slots - shift + width, source)
@@ -78,9 +97,19 @@ class Layout:
             source = torch.where(slots >= behind, slots - behind + width, source)
             token_slots = torch.where(columns < padding_, columns + behind, columns + shift)
         else:
-            source = torch.where(slots < padding_, slots + width, source)
-            token_slots = torch.where(columns < padding_, columns, columns + shift)
-        return cls(source=source, token_slots=token_slots, start=start[:, 0], lengths=lengths)
+            before = torch.where(slots < first, unused, slots - first + width)
+            source = torch.where(slots < edges_ + first, before, source)
+            token_slots = torch.where(columns < edges_, columns + first, columns + shift)
+        last = is_behind & (lengths_ > 0) & (columns == edges_ - 1)
+        return cls(
+            source=source,
+            token_slots=token_slots,
+            read_slots=torch.where(last, end - 1, token_slots),
+            start=start[:, 0],
+            origin=torch.where(is_behind, padding_ + first, start)[:, 0],
+            lengths=lengths,
+            edges=edges,
+        )
 
     @property
     def width(self) -> int:
@@ -116,26 +145,29 @@ class Layout:
 
         Args:
             given: the caller's positions of the tokens, perhaps along several axes: the prompt
-                takes the row's first and moves the others on; None: by slot.
+                takes the first that follow it and moves the others on; None: by slot.
             first: the position of the first slot, where none are given (RoBERTa starts after its
                 padding index).
         """
         slots = torch.arange(self.source.shape[1], device=self.source.device)
         if given is None:
-            return (slots[None, :] - self.start[:, None]).clamp(min=0) + first
+            return (slots[None, :] - self.origin[:, None]).clamp(min=0) + first
         b, n = self.token_slots.shape
         tokens = given.expand(*given.shape[:-2], b, n)
         # a row's first token stands right behind its prompt
         end = self.start + self.lengths
         at = (self.token_slots == end[:, None]).long().argmax(dim=1)
-        begin = tokens.gather(-1, at[:, None].expand(*tokens.shape[:-1], 1))
+        is_behind = (self.origin < self.start)[:, None]
+        at = torch.where(is_behind, self.edges[:, None] - 1, at[:, None])
+        begin = tokens.gather(-1, at.expand(*tokens.shape[:-1], 1)) + is_behind.long()
         prompt = begin + slots[: self.width]
-        joined = torch.cat([prompt, tokens + self.lengths[:, None]], dim=-1)
+        moves = (slots[:n] >= self.edges[:, None]) | ~is_behind
+        joined = torch.cat([prompt, tokens + self.lengths[:, None] * moves], dim=-1)
         return joined.gather(-1, self.source.expand(*joined.shape[:-1], -1))
 
     def drop(self, states: Float[Tensor, "b s d"]) -> Float[Tensor, "b n d"]:
-        """The states of the tokens alone."""
-        return states.gather(1, self.token_slots[:, :, None].expand(-1, -1, states.shape[-1]))
+        """The states of the tokens alone, a prompt's last for the last before it."""
+        return states.gather(1, self.read_slots[:, :, None].expand(-1, -1, states.shape[-1]))
 
     def drop_flat(self, values: Float[Tensor, "bs d"]) -> Float[Tensor, "bn d"]:
         """The same where a backbone lays all rows' positions one below the other."""
