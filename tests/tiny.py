@@ -150,6 +150,7 @@ KINDS = {
     ),
 }
 GENERATORS = [name for name, kind in KINDS.items() if kind.task_type != "SEQ_CLS"]
+DECODERS = [name for name, kind in KINDS.items() if kind.task_type == "CAUSAL_LM"]
 THREE = ["t5", "llama", "bert"]
 
 
@@ -166,6 +167,15 @@ def batch(kind: Kind, *, rows: int = 4, tokens: int = 7, seed: int = 1) -> dict[
     if kind.task_type == "SEQ_2_SEQ_LM":
         made["labels"] = torch.randint(3, VOCABULARY, (rows, 3), generator=generator)
     return made
+
+
+def answered(kind: Kind, *, rows: int = 5) -> dict[str, torch.Tensor]:
+    """Texts of several lengths, padded on either side, each with an answer behind it."""
+    made = batch(kind, rows=rows, tokens=9)
+    labels = made["input_ids"].masked_fill(made["attention_mask"] == 0, -100)
+    for i in range(rows):
+        labels[i, : 4 + i % 3] = -100
+    return {**made, "labels": labels}
 
 
 def row(made: dict[str, torch.Tensor], i: int) -> dict[str, torch.Tensor]:

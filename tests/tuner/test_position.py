@@ -8,9 +8,8 @@ from torch.testing import assert_close
 from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError
 from peft_smop.rows import IGNORED_LABEL
-from tiny import KINDS, WIDTH, adapted, batch, decided, without_dropout
+from tiny import DECODERS, KINDS, WIDTH, adapted, answered, batch, decided, without_dropout
 
-DECODERS = [name for name, kind in KINDS.items() if kind.task_type == "CAUSAL_LM"]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 NEW = 4
 GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
@@ -19,15 +18,6 @@ MODES = {
     "beams": {**GREEDY, "num_beams": 2, "num_return_sequences": 2},
     "without a cache": {**GREEDY, "use_cache": False},
 }
-
-
-def labelled(name, rows=5):
-    """Texts of several lengths, padded on either side, each with an answer behind it."""
-    made = batch(KINDS[name], rows=rows, tokens=9)
-    labels = made["input_ids"].masked_fill(made["attention_mask"] == 0, IGNORED_LABEL)
-    for i in range(rows):
-        labels[i, : 4 + i % 3] = IGNORED_LABEL
-    return {**made, "labels": labels}
 
 
 def by_hand(model, made, i, prompt):
@@ -55,7 +45,7 @@ def given_prompts(model, adapter="default"):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_row_is_what_one_pass_by_hand_gives(name):
-    model, made = adapted(KINDS[name], num_prompts=3, position="after"), labelled(name)
+    model, made = adapted(KINDS[name], num_prompts=3, position="after"), answered(KINDS[name])
     logits = model(**made).logits
     assert logits.shape[:2] == made["input_ids"].shape
     for i, prompt in enumerate(given_prompts(model)):
@@ -65,7 +55,7 @@ def test_every_row_is_what_one_pass_by_hand_gives(name):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_loss_and_gradient_are_those_by_hand(name):
-    model, made = adapted(KINDS[name], routing="single", position="after"), labelled(name)
+    model, made = adapted(KINDS[name], routing="single", position="after"), answered(KINDS[name])
     without_dropout(model.train())
     model(**made).loss.backward()
     found = model.smop_layer["default"].prompts.grad
@@ -130,7 +120,7 @@ def test_rows_of_a_mixed_batch_are_as_alone(name):
         model.add_adapter(other, config)
         decided(model, other, seed=9)
     names = ["behind", "longer", "before", "__base__", "behind"]
-    made = labelled(name)
+    made = answered(KINDS[name])
     mixed = model(**made, adapter_names=names).logits
     for i, own in enumerate(names):
         keep = made["attention_mask"][i].bool()
@@ -149,7 +139,7 @@ def test_rows_of_a_mixed_batch_are_as_alone(name):
 
 
 def test_saved_and_loaded_it_stands_where_it_stood(tmp_path):
-    model, made = adapted(KINDS["llama"], num_prompts=3, position="after"), labelled("llama")
+    model, made = adapted(KINDS["llama"], num_prompts=3, position="after"), answered(KINDS["llama"])
     expected = model(**made).logits
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(KINDS["llama"].model(), tmp_path)
@@ -157,7 +147,7 @@ def test_saved_and_loaded_it_stands_where_it_stood(tmp_path):
 
 
 def test_the_router_never_sees_the_answer():
-    model, made = adapted(KINDS["llama"], num_prompts=4, position="after"), labelled("llama")
+    model, made = adapted(KINDS["llama"], num_prompts=4, position="after"), answered(KINDS["llama"])
     model(**made)
     routes = model.last_routes
     counts = made["labels"] != IGNORED_LABEL
@@ -174,7 +164,10 @@ def test_what_has_no_answer_behind_its_text_says_so(name):
 
 
 def test_a_place_that_labels_do_not_show_is_refused():
-    model, made = adapted(KINDS["llama"], routing="single", position="after"), labelled("llama")
+    model, made = (
+        adapted(KINDS["llama"], routing="single", position="after"),
+        answered(KINDS["llama"]),
+    )
     model.train()
     labels = made.pop("labels")
     with pytest.raises(ConfigError, match="pass labels to the model"):

@@ -42,6 +42,9 @@ class _Method(BaseModel):
     num_virtual_tokens: int | None = Field(default=None, description="l, length of one prompt")
     routing: str | None = Field(default=None, description="routing strategy of the mixture")
     parameterisation: str | None = Field(default=None, description="direct, residual, low-rank")
+    position: Literal["before", "after"] | None = Field(
+        default=None, description="of a prompt: before the text, or after it (causal LMs)"
+    )
     hidden_size: int | None = Field(default=None, description="width of a network before prompts")
     rank: int | None = Field(default=None, description="of LoRA, or of low-rank prompts")
     bottleneck_size: int | None = Field(default=None, description="d, width of the bottlenecks")
@@ -94,7 +97,7 @@ class Method:
 
 
 _INIT = frozenset({"init", "init_text", "init_adapter"})
-_PROMPT = _INIT | {"num_virtual_tokens", "parameterisation", "hidden_size", "rank"}
+_PROMPT = _INIT | {"num_virtual_tokens", "position", "parameterisation", "hidden_size", "rank"}
 _MIXTURE = _PROMPT | {"num_prompts", "routing"} | _OF_ROUTING.keys()
 
 

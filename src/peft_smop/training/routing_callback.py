@@ -18,7 +18,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from peft_smop.errors import ConfigError
 from peft_smop.rows import BASE
 from peft_smop.tuner import Routes, SMoPModel
-from peft_smop.tuner.passes import evaluating, row_losses
+from peft_smop.tuner.passes import row_losses
+from peft_smop.tuner.reading import evaluating
 
 
 class RoutingCallback(TrainerCallback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +15,9 @@ from peft_smop.rows import Call, RowAdapters, current, end
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.mixture import Decision
 from peft_smop.tuner.splice import Layout
+
+if TYPE_CHECKING:
+    from peft_smop.tuner.reading import Halves, Texts
 
 Result = TypeVar("Result")
 
@@ -32,6 +35,10 @@ class PromptCall(Call):
     """Which draw of randomness this pass is; only the first has the routing's losses added."""
     decides_once: bool = False
     """Whether all passes share one decision, as those of a generate do."""
+    reads: bool = False
+    """Whether it is a backbone's pass over texts alone, without any prompt."""
+    texts: Texts | None = None
+    """What was read of the rows' texts, until the backbone's pass has taken it up."""
     posterior: Float[Tensor, "b k"] | None = None
     """Every row's, where its strategy judges."""
     prompts: Float[Tensor, "b l e"] | None = None
@@ -44,7 +51,7 @@ class PromptCall(Call):
     """The model's arguments by name."""
     labels: Tensor | None = None
     """Of the pass, until the backbone's has taken them up."""
-    layout: Layout | None = None
+    layout: Layout | Halves | None = None
     states: Tensor | None = None
     """What the encoder inside the backbone gave, where a pooler needs to look back."""
     as_tuple: bool = False

@@ -31,6 +31,7 @@ from peft_smop.tuner.inputs import continued, encoder_mask, spliced
 from peft_smop.tuner.judging import posterior_of
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.objective import with_terms
+from peft_smop.tuner.reading import Halves
 
 
 class PromptHooks:
@@ -147,6 +148,9 @@ class PromptHooks:
             call = PromptCall(self.layer, opened_by="backbone")
             begin(call)
         call.admitted, call.layout = True, None
+        if call.reads:
+            call.seen = True
+            return None
         # taken up here and by no later pass
         labels, call.labels = call.labels, None
         given = bind(self._names, args, kwargs)
@@ -187,16 +191,18 @@ class PromptHooks:
             end(call)
         if output is None or layout is None:
             return output
+        if isinstance(layout, Halves):
+            return layout.handed_out(output, as_tuple=call.as_tuple)
         if not self._drops:
             if hasattr(output, "get") and call.rows is not None:
                 admission.fill(output, call.rows, layout)
             return output
         if not hasattr(output, "get"):
             return (layout.drop(output[0]), *output[1:])
+        output["last_hidden_state"] = layout.drop(output["last_hidden_state"])
         cache = cache_of(output)
         if cache is not None and call.rows is not None:
             admission.fill(cache, call.rows, layout)
-        output["last_hidden_state"] = layout.drop(output["last_hidden_state"])
         if output.get("hidden_states") is not None:
             output["hidden_states"] = tuple(layout.drop(x) for x in output["hidden_states"])
         if output.get("router_logits") is not None:  # of a mixture of experts, token by token

@@ -17,6 +17,7 @@ from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.deciding import decided, finite
 from peft_smop.tuner.layer import SMoPLayer
+from peft_smop.tuner.reading import continuing, texts_of
 from peft_smop.tuner.scope import text_ends
 from peft_smop.tuner.splice import Layout, left_padding
 
@@ -114,6 +115,15 @@ def spliced(
     if given.get("inputs_embeds") is not None:
         x = finite(x, mask)
     edges = _edges(layer, call, rows, x, mask, labels)
+    texts, call.texts = call.texts, None
+    if texts is None and layer.training and torch.is_grad_enabled() and edges is not None:
+        texts = texts_of(layer, backbone, rows, given, labels)
+    if texts is not None:
+        prompts = decided(
+            layer, call, rows, x, ids=ids, mask=mask, labels=labels, answers_within=True
+        )
+        own, call.layout = continuing(layer, backbone, rows, texts.rows(None), prompts, x, mask)
+        return {**given, **own}
     layout = call.layout = layout_of(layer, backbone, rows, mask, x, x.shape[1], edges)
     needs_mask = mask is not None or layer.is_uneven(rows)
     prompts = decided(

@@ -19,6 +19,7 @@ from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.noise import embedding_fingerprints, fingerprints, row_keys, uniform
 from peft_smop.tuner.passes import label_counts, losses_of_rows
 from peft_smop.tuner.posterior import Posterior
+from peft_smop.tuner.reading import texts_of
 
 _JUDGED_DRAW, _TRIED_DRAW = 2**20, 2**20 + 1
 """The draws by which rows, and prompts for them, are chosen: unlike any that routes them."""
@@ -56,6 +57,7 @@ def posterior_of(
             " smoothing and losses computed outside take them away); pass labels to the model"
         )
     rows = _checked(layer, call, given, labels)
+    call.texts = texts_of(layer, layer.hooks.backbone, rows, given, labels)
     asked = routes_asked(layer, call, rows, labels.device)
     names = rows.name_of_each()
     found = {}
@@ -140,6 +142,7 @@ def _judge(
         adapter_names=None if call.adapter_names is None else [name] * tried.numel(),
         # a pass without gradient keeps nothing for the way back
         chunk=2 * max(len(batch["labels"]), count),
+        texts=call.texts,
     )
     # what is not a number is no answer, which is another thing than a prompt that was not tried
     found = found.nan_to_num(nan=math.inf, posinf=math.inf)

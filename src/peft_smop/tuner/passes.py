@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from peft_smop.errors import ConfigError
 from peft_smop.rows import (
     BASE,
     IGNORED_LABEL,
+    RowAdapters,
     answers_only,
     calling,
     check_adapter_names,
@@ -23,6 +24,7 @@ from peft_smop.rows import (
 from peft_smop.tuner.admission import check_some
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.layer import SMoPLayer
+from peft_smop.tuner.reading import Texts, evaluating, texts_of
 
 
 def prompt_losses(
@@ -80,6 +82,7 @@ def losses_of_rows(
     *,
     adapter_names: Sequence[str] | None,
     chunk: int,
+    texts: Texts | None = None,
 ) -> Float[Tensor, "r"]:
     """-log p(labels) of some of a batch's rows, summed over labels, each under a prompt asked for.
 
@@ -92,6 +95,8 @@ def losses_of_rows(
         routes: a prompt for each.
         adapter_names: an adapter for each; None: the active one.
         chunk: most rows in one pass.
+        texts: what was read of the batch's texts, where all prompts stand behind them; None: they
+            are read here.
 
     Raises:
         ConfigError: there are no rows.
@@ -104,14 +109,11 @@ def losses_of_rows(
         for i in range(0, len(rows), chunk):
             own, asked = rows[i : i + chunk], routes[i : i + chunk]
             names = None if adapter_names is None else adapter_names[i : i + chunk]
-            part = {
-                name: value[own] if _has_rows(value, count) else value
-                for name, value in batch.items()
-            }
-            part.pop("num_items_in_batch", None)
+            part = _rows_of(batch, own, count)
+            read = _read(layer, batch, own, names) if texts is None else texts.rows(own)
             labels = part["labels"]
             narrow = answers_only(model, labels) if predicts_next else nullcontext()
-            with narrow, calling(PromptCall(layer, names, routes=asked)):
+            with narrow, calling(PromptCall(layer, names, routes=asked, texts=read)):
                 output = model(**part)
             losses.append(row_losses(output, labels, predicts_next=predicts_next))
     layer.last = last
@@ -148,17 +150,30 @@ def label_counts(labels: Tensor, *, predicts_next: bool) -> Float[Tensor, "b"]:
     return (counted != IGNORED_LABEL).view(len(labels), -1).sum(dim=1).float()
 
 
+def _rows_of(batch: Mapping[str, Any], own: Int[Tensor, "r"], count: int) -> dict[str, Any]:
+    """Some of a batch's rows."""
+    part = {k: value[own] if _has_rows(value, count) else value for k, value in batch.items()}
+    part.pop("num_items_in_batch", None)
+    return part
+
+
+def _read(
+    layer: SMoPLayer,
+    batch: Mapping[str, Any],
+    own: Int[Tensor, "r"],
+    names: Sequence[str] | None,
+) -> Texts | None:
+    """The texts of some rows, each read once however often it is there; None: not beforehand."""
+    each, where = own.unique(return_inverse=True)
+    first = {row: i for i, row in reversed(list(enumerate(own.tolist())))}
+    of_each = None if names is None else [names[first[row]] for row in each.tolist()]
+    rows = RowAdapters.of(layer.active_adapters, of_each, len(each))
+    if rows is None:
+        return None
+    part = _rows_of(batch, each, len(batch["labels"]))
+    found = texts_of(layer, layer.hooks.backbone, rows, part, part["labels"])
+    return None if found is None else found.rows(where)
+
+
 def _has_rows(value: Any, count: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module is put back as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

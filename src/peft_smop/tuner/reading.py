@@ -1,0 +1,213 @@
+"""Texts that are read once, for all prompts behind them.
+
+    one pass          [pad  t0  t1  P0  P1  a0  a1 ]   through which gradients run
+    read once         [pad  t0  t1 ]                   without gradient: no prompt changes it
+    continued                      [P0  P1  a0  a1 ]   its keys and values, with gradients
+
+What a text gives depends on no prompt that stands behind it. So it is read without gradient and
+without dropout, once for every prompt that its row is put under, and what is trained through are
+the positions of prompt and answer alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from peft_smop.rows import RowAdapters, calling
+from peft_smop.tuner.backbone import Backbone, cache_of, parameter_names
+from peft_smop.tuner.call import PromptCall
+from peft_smop.tuner.layer import SMoPLayer
+from peft_smop.tuner.scope import text_ends
+from peft_smop.tuner.splice import left_padding
+
+_LOOKED_INTO = ("output_hidden_states", "output_attentions", "output_router_logits", "use_cache")
+"""What a caller may ask of a pass that the two halves of one do not give."""
+
+_RECOMPUTES = "gradient_checkpointing"
+"""The mark of a module that computes its layers again on the way back; a cache would grow twice."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a backbone made of the texts of some rows, each ending in the last of t slots."""
+
+    cache: Any
+    """Keys and values, (b, heads, t, d) of every layer."""
+    states: Float[Tensor, "b t e"]
+    """What came out of the last layer."""
+    mask: Int[Tensor, "b t"]
+    lengths: Int[Tensor, "b"]
+    """Tokens of every text, without its padding."""
+    edges: Int[Tensor, "b"]
+    """How many of each row's tokens stand before its prompt, padding included."""
+
+    def rows(self, own: Int[Tensor, "r"] | None) -> Texts:
+        """Some of the rows, repeated as wanted; None: all, with a cache that may be continued."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        if own is None:
+            return Texts(cache, self.states, self.mask, self.lengths, self.edges)
+        cache.batch_select_indices(own)
+        rest = (self.states, self.mask, self.lengths, self.edges)
+        return Texts(cache, *(part[own] for part in rest))
+
+
+@dataclass(frozen=True)
+class Halves:
+    """How the states of a text and of what continues it make up those of its tokens."""
+
+    text: Float[Tensor, "b t e"]
+    source: Int[Tensor, "b n"]
+    """For every token its place in [text (t), prompt and answer]; the prompt's last for the text's
+    last, whose verdict it gives."""
+
+    def drop(self, states: Float[Tensor, "b s e"]) -> Float[Tensor, "b n e"]:
+        """The states of the tokens alone."""
+        joined = torch.cat([self.text, states], dim=1)
+        return joined.gather(1, self.source[:, :, None].expand(-1, -1, joined.shape[-1]))
+
+    def handed_out(self, output: Any, *, as_tuple: bool) -> Any:
+        """The backbone's output with those; without the cache, which no caller's mask fits."""
+        kept = {k: v for k, v in output.items() if k not in ("past_key_values", "cache")}
+        kept["last_hidden_state"] = self.drop(kept["last_hidden_state"])
+        return tuple(kept.values()) if as_tuple else type(output)(**kept)
+
+
+def texts_of(
+    layer: SMoPLayer,
+    backbone: Backbone,
+    rows: RowAdapters,
+    given: Mapping[str, Any],
+    labels: Tensor | None,
+) -> Texts | None:
+    """Read the texts of a labelled pass, where all its prompts stand behind them.
+
+    Args:
+        layer: the adapters.
+        backbone: which reads.
+        rows: which adapter each row follows.
+        given: the arguments of the model or the backbone, by name.
+        labels: of the pass, which show where texts end.
+
+    Returns:
+        None where one pass has to do all: a prompt stands before its text, the backbone takes no
+        positions or recomputes its layers, or something is asked of the pass that only one gives.
+    """
+    if labels is None or not _in_halves(layer, backbone, rows, given):
+        return None
+    x, mask = given.get("inputs_embeds"), given.get("attention_mask")
+    with torch.no_grad():
+        x = backbone.embedding(given["input_ids"]) if x is None else x
+        whole = x.new_ones(x.shape[:2], dtype=torch.long) if mask is None else mask
+        ends = text_ends(whole != 0, labels)
+        padding = left_padding(whole)
+        edges = torch.maximum(ends, padding)
+        length = int((edges - padding).amax())
+        if length == 0:
+            return None
+        columns = edges[:, None] - length + torch.arange(length, device=x.device)
+        is_text = columns >= padding[:, None]
+        columns = columns.clamp(min=0)
+        text = x.gather(1, columns[:, :, None].expand(-1, -1, x.shape[-1]))
+        seen = whole.gather(1, columns) * is_text
+        places = (columns - padding[:, None]).clamp(min=0) + backbone.first_position
+        with calling(PromptCall(layer, reads=True)), evaluating(backbone.module):
+            output = backbone.module(
+                inputs_embeds=text,
+                attention_mask=seen,
+                position_ids=places,
+                use_cache=True,
+                return_dict=True,
+            )
+    states = output["last_hidden_state"]
+    return Texts(cache_of(output), states, seen, edges - padding, edges)
+
+
+def _in_halves(
+    layer: SMoPLayer, backbone: Backbone, rows: RowAdapters, given: Mapping[str, Any]
+) -> bool:
+    """Whether a pass may be computed as its text and what continues it."""
+    module: Any = backbone.module
+    config = module.config
+    return not (
+        torch.compiler.is_compiling()
+        or any(layer[name].position != "after" for name in rows.names)
+        or not (backbone.takes_positions and backbone.predicts_next)
+        or given.get("position_ids") is not None
+        or cache_of(given) is not None
+        or any(given.get(name) for name in _LOOKED_INTO)
+        or any(getattr(config, name, False) for name in _LOOKED_INTO[:-1])
+        or any(part.training and getattr(part, _RECOMPUTES, False) for part in module.modules())
+    )
+
+
+def continuing(
+    layer: SMoPLayer,
+    backbone: Backbone,
+    rows: RowAdapters,
+    texts: Texts,
+    prompts: Float[Tensor, "b l e"],
+    x: Float[Tensor, "b n e"],
+    mask: Tensor | None,
+) -> tuple[dict[str, Any], Halves]:
+    """The backbone's arguments for prompts and answers behind texts that were read.
+
+    Args:
+        layer: the adapters.
+        backbone: which is about to be called.
+        rows: which adapter each row follows.
+        texts: what was read of these rows.
+        prompts: every row's.
+        x: the tokens' embeddings.
+        mask: of the tokens; None: all are attended.
+
+    Returns:
+        With how the tokens' states are put together.
+    """
+    n, width, t = x.shape[1], prompts.shape[1], texts.states.shape[1]
+    lengths, edges = layer.lengths(rows, x.device)[:, None], texts.edges[:, None]
+    whole = x.new_ones(x.shape[:2], dtype=texts.mask.dtype) if mask is None else mask
+    ends = (whole != 0).long() * torch.arange(1, n + 1, device=x.device)
+    answer = int((ends.amax(dim=1, keepdim=True) - edges).amax().clamp(min=0))
+    slots = torch.arange(width + answer, device=x.device)[None, :]
+    is_prompt = slots < lengths
+    columns = edges + slots - lengths
+    is_token = ~is_prompt & (columns < n)
+    columns = columns.clamp(min=0, max=n - 1)
+    source = torch.where(is_prompt, slots, columns + width)
+    joined = torch.cat([prompts.to(x.dtype), x], dim=1)
+    own = torch.where(is_prompt, 1, whole.gather(1, columns) * is_token)
+    tokens = torch.arange(n, device=x.device)[None, :]
+    behind = tokens >= edges - 1
+    places = torch.where(behind, tokens - edges + t + lengths, tokens - edges + t)
+    name = "cache" if "cache" in parameter_names(backbone.module) else "past_key_values"
+    given = {
+        "input_ids": None,
+        "inputs_embeds": joined.gather(1, source[:, :, None].expand(-1, -1, x.shape[-1])),
+        "attention_mask": torch.cat([texts.mask, own.to(texts.mask.dtype)], dim=1),
+        "position_ids": texts.lengths[:, None] + slots + backbone.first_position,
+        "use_cache": True,
+        name: texts.cache,
+    }
+    last = t + slots.shape[1] - 1
+    return given, Halves(texts.states, places.clamp(min=0, max=last))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module is put back as it was."""
+    modes: Sequence[tuple[nn.Module, bool]] = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
