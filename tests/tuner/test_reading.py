@@ -1,10 +1,13 @@
 """Texts that are read once give what one pass over text, prompt and answer gives."""
 
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from peft_smop import SMoPConfig
+from peft_smop.errors import ConfigError
 from peft_smop.rows import IGNORED_LABEL
 from peft_smop.tuner import reading
 from tiny import DECODERS, KINDS, adapted, answered, decided, without_dropout
@@ -150,3 +153,67 @@ def test_what_a_caller_looks_into_comes_from_one_pass():
     assert output.past_key_values.get_seq_length() == 9 + 5
     as_tuple = model(**made, return_dict=False)
     assert_close(as_tuple[0], model(**made).loss)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_kept_texts_give_the_same_and_are_not_read_again(name):
+    model, made = (
+        adapted(KINDS[name], position="after", **METHODS["posterior"]),
+        answered(KINDS[name]),
+    )
+    without_dropout(model)
+    if name == "gemma3":
+        model.base_model.keep_texts(1)
+        with pytest.raises(ConfigError, match="sliding windows"):
+            trained(model, made)
+        return
+    loss, grads, _ = trained(model, made)
+    model.base_model.keep_texts(1)
+    first, _, computed = trained(model, made)
+    # every text alone, then its row under each prompt
+    assert [places for places, _ in computed[:5]] == [
+        int((row != 0).sum()) for row in texts_alone(made)
+    ]
+    again, kept, after = trained(model, made)
+    assert after == computed[5:]
+    assert torch.equal(first, again)
+    assert_close(first, loss)
+    for key, grad in grads.items():
+        assert_close(kept[key], grad, **CLOSE, msg=key)
+    assert len(model.smop_layer.kept) == 5
+    # a batch of other companions finds what it knows
+    few = {key: value[1:3] for key, value in made.items()}
+    _, _, computed = trained(model, few)
+    assert all(with_gradient or places > 5 for places, with_gradient in computed)
+    assert len(copy.deepcopy(model).smop_layer.kept) == 0
+    model.base_model.keep_texts(0)
+    assert model.smop_layer.kept is None
+
+
+def texts_alone(made):
+    """The attended tokens before each row's answer."""
+    ends = (made["labels"] != IGNORED_LABEL).cumsum(dim=1) == 0
+    return made["input_ids"] * (ends & (made["attention_mask"] != 0))
+
+
+def test_kept_texts_stay_within_their_memory():
+    model, made = adapted(KINDS["llama"], num_prompts=3, position="after"), answered(KINDS["llama"])
+    model.base_model.keep_texts(1)
+    trained(model, made)
+    size = model.smop_layer.kept.bytes
+    model.base_model.keep_texts(0.6 * size / 2**30)
+    loss, _, _ = trained(model, made)
+    kept = model.smop_layer.kept
+    assert 0 < len(kept) < 5
+    assert kept.bytes <= 0.6 * size
+    assert torch.equal(trained(model, made)[0], loss)
+
+
+def test_texts_are_not_kept_where_they_would_grow_stale():
+    model = adapted(KINDS["llama"], num_prompts=3, position="after")
+    for wrong in (-1, True, "much"):
+        with pytest.raises(ConfigError, match="number of GiB"):
+            model.base_model.keep_texts(wrong)
+    model.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(ConfigError, match="backbone itself is trained"):
+        model.base_model.keep_texts(1)

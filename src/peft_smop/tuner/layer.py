@@ -21,6 +21,7 @@ from torch.optim.optimizer import (
 
 from peft_smop.errors import CheckpointError
 from peft_smop.rows import RowAdapters, on_device
+from peft_smop.tuner.kept import KeptTexts
 from peft_smop.tuner.losses import Penalties
 from peft_smop.tuner.posterior import FASTEST_USE, ROWS_PER_PROMPT
 from peft_smop.tuner.routing import RoutingStrategy
@@ -255,6 +256,8 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         self.smop_adapters = nn.ModuleDict()
         self.last: Any = None
         """The last pass: its rows and decisions, free of any graph."""
+        self.kept: KeptTexts | None = None
+        """Texts that were read for prompts behind them."""
         self.hooks: Any = None
         """The hooks that put these adapters' prompts before a backbone."""
 

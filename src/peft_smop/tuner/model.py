@@ -21,6 +21,7 @@ from peft_smop.tuner.config import SMoPConfig
 from peft_smop.tuner.doors import check_generation
 from peft_smop.tuner.hooks import PromptHooks
 from peft_smop.tuner.initialisation import Start, initial_prompts, initial_router
+from peft_smop.tuner.kept import KeptTexts
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.parameterisation import PARAMETERISATIONS
 from peft_smop.tuner.passes import prompt_losses
@@ -174,6 +175,27 @@ class SMoPModel(RowTuner):
         """
         with calling(Apart(self.smop_layer)) as apart:
             yield apart
+
+    def keep_texts(self, gibibytes: Any) -> None:
+        """Keep what is read of texts that prompts stand behind, over steps and epochs.
+
+        Args:
+            gibibytes: most memory for it, where the backbone is; 0: forget all, and keep nothing.
+                Call it again after the backbone's weights were changed.
+
+        Raises:
+            ConfigError: it is no such number, or the backbone itself is trained.
+        """
+        if isinstance(gibibytes, bool) or not isinstance(gibibytes, int | float) or gibibytes < 0:
+            raise ConfigError(f"keep_texts({gibibytes!r}) must be given a number of GiB, 0 or more")
+        own = {id(parameter) for parameter in self.smop_layer.parameters()}
+        backbone = self.smop_layer.hooks.backbone.module
+        if gibibytes and any(p.requires_grad and id(p) not in own for p in backbone.parameters()):
+            raise ConfigError(
+                "texts cannot be kept while the backbone itself is trained: they would be those of"
+                " weights that are gone; freeze it, or leave keep_texts out"
+            )
+        self.smop_layer.kept = KeptTexts(int(gibibytes * 2**30)) if gibibytes else None
 
     def adopt(self, name: str, other: SMoPModel, other_name: str) -> None:
         """Take up an adapter of a model around the same backbone; its tensors are shared.

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from peft_smop.rows import RowAdapters, calling
 from peft_smop.tuner.backbone import Backbone, cache_of, parameter_names
 from peft_smop.tuner.call import PromptCall
+from peft_smop.tuner.kept import KeptTexts
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.scope import text_ends
 from peft_smop.tuner.splice import left_padding
@@ -120,15 +121,57 @@ def texts_of(
         seen = whole.gather(1, columns) * is_text
         places = (columns - padding[:, None]).clamp(min=0) + backbone.first_position
         with calling(PromptCall(layer, reads=True)), evaluating(backbone.module):
-            output = backbone.module(
-                inputs_embeds=text,
-                attention_mask=seen,
-                position_ids=places,
-                use_cache=True,
-                return_dict=True,
-            )
-    states = output["last_hidden_state"]
-    return Texts(cache_of(output), states, seen, edges - padding, edges)
+            ids = given.get("input_ids")
+            if layer.kept is not None and ids is not None and bool((seen != 0).eq(is_text).all()):
+                said = [
+                    own[real].tolist()
+                    for own, real in zip(ids.gather(1, columns), is_text, strict=True)
+                ]
+                cache, states = _kept(layer.kept, backbone, said, text)
+            else:
+                cache, states = _read(backbone, text, seen, places)
+    return Texts(cache, states, seen, edges - padding, edges)
+
+
+def _read(
+    backbone: Backbone,
+    text: Float[Tensor, "b t e"],
+    mask: Int[Tensor, "b t"],
+    positions: Int[Tensor, "b t"],
+) -> tuple[Any, Float[Tensor, "b t e"]]:
+    """A backbone's cache of some texts, and its last states."""
+    output = backbone.module(
+        inputs_embeds=text,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=True,
+        return_dict=True,
+    )
+    return cache_of(output), output["last_hidden_state"]
+
+
+def _kept(
+    kept: KeptTexts,
+    backbone: Backbone,
+    said: Sequence[Sequence[int]],
+    text: Float[Tensor, "b t e"],
+) -> tuple[Any, Float[Tensor, "b t e"]]:
+    """The same of texts of which some may be known."""
+    found = []
+    for ids, x in zip(said, text, strict=True):
+        own = x[None, len(x) - len(ids) :]
+        places = torch.arange(len(ids), device=x.device)[None] + backbone.first_position
+
+        def read(own: Tensor = own, places: Tensor = places) -> tuple[Any, Tensor]:
+            cache, states = _read(backbone, own, torch.ones_like(places), places)
+            return cache, states[0]
+
+        found.append(kept.text((x.device, x.dtype, *ids), read))
+    length = text.shape[1]
+    states = text.new_zeros(len(found), length, found[0].states.shape[1])
+    for row, one in enumerate(found):
+        states[row, length - len(one.states) :] = one.states
+    return kept.cache_of(found, length), states
 
 
 def _in_halves(

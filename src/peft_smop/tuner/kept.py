@@ -1,0 +1,101 @@
+"""Texts that were read, kept over steps and epochs within a stated memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from peft_smop.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class KeptText:
+    """One text's keys, values and last states."""
+
+    keys_and_values: Float[Tensor, "layers two h t d"]
+    states: Float[Tensor, "t e"]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.keys_and_values.nbytes + self.states.nbytes
+
+
+class KeptTexts:
+    """What was read of texts, by what they say, until the memory is full.
+
+    Every text is read alone. So what is known of it does not depend on the batch in which it came
+    first, and a run that is resumed with nothing kept goes on as if it had never stopped.
+
+    Args:
+        most_bytes: beyond which no more is kept; what is read then is read again.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.bytes = 0
+        self._texts: dict[Hashable, KeptText] = {}
+        self._like: Any = None
+        """A cache of the backbone's kind."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeptTexts:
+        """A copy of a model has its own, and may get other weights."""
+        return KeptTexts(self.most_bytes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing that is kept is saved."""
+        return vars(KeptTexts(self.most_bytes))
+
+    def __len__(self) -> int:
+        """How many texts are kept."""
+        return len(self._texts)
+
+    def text(self, key: Hashable, read: Callable[[], tuple[Any, Float[Tensor, "t e"]]]) -> KeptText:
+        """What is known of a text.
+
+        Args:
+            key: what it says, and to whom.
+            read: reads it: its cache, and its last states.
+
+        Raises:
+            ConfigError: the backbone does not keep all keys and values of a text of this length.
+        """
+        if key in self._texts:
+            return self._texts[key]
+        cache, states = read()
+        pairs = [(layer.keys, layer.values) for layer in cache.layers]
+        shapes = {tensor.shape for pair in pairs for tensor in pair}
+        if len(shapes) != 1 or next(iter(shapes))[2] != len(states):
+            raise ConfigError(
+                f"the backbone's layers do not all keep the {len(states)} tokens of a text alike"
+                " (sliding windows, or layers of several shapes), so texts cannot be kept; use"
+                " keep_texts(0)"
+            )
+        self._like = cache
+        found = KeptText(torch.stack([torch.cat(pair) for pair in pairs]), states)
+        if self.bytes + found.size <= self.most_bytes:
+            self._texts[key] = found
+            self.bytes += found.size
+        return found
+
+    def cache_of(self, texts: list[KeptText], length: int) -> Any:
+        """A cache of some texts, each ending in the last of `length` slots."""
+        first = texts[0].keys_and_values
+        layers, _, heads, _, width = first.shape
+        joined = first.new_zeros(layers, 2, len(texts), heads, length, width)
+        for row, text in enumerate(texts):
+            own = text.keys_and_values
+            joined[:, :, row, :, length - own.shape[3] :] = own
+        cache = copy.copy(self._like)
+        cache.layers = [copy.copy(layer) for layer in self._like.layers]
+        for layer, (keys, values) in zip(cache.layers, joined, strict=True):
+            layer.keys, layer.values = keys, values
+            if hasattr(layer, "cumulative_length"):
+                layer.cumulative_length = length
+        return cache
