@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from killed import killed_after
 from safetensors.torch import load_file
 
 from peft_smop.errors import ConfigError, RunError
@@ -61,18 +62,6 @@ def test_rows_are_told_the_prompt_of_their_population(tmp_path):
 def test_nothing_can_be_told_where_no_population_is_named(small_medley, tmp_path):
     with pytest.raises(ConfigError, match="names no sub-populations, of which method 'told'"):
         run(spec(small_medley, "told"), tmp_path / "run")
-
-
-def killed_after(monkeypatch, step):
-    """Let training die in the step after this one."""
-    original = ScoringTrainer.training_step
-
-    def dies(self, *args, **kwargs):
-        if self.state.global_step == step:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(ScoringTrainer, "training_step", dies)
 
 
 RESUMED = ["p-tuning-5", "prefix-tuning-20", "lora-1", "houlsby-8", "ia3", "full", "smop-residual"]

@@ -35,6 +35,10 @@ def train(
     routing: Annotated[
         str | None, typer.Option(help=f"How SMoP routes: {', '.join(STRATEGIES)}.")
     ] = None,
+    position: Annotated[
+        str | None,
+        typer.Option(help="Of a prompt: before the text, the default, or after it (causal LMs)."),
+    ] = None,
     perturbation: Annotated[
         bool | None,
         typer.Option("--perturbation/--no-perturbation", help="Noise on the router in training."),
@@ -117,6 +121,7 @@ def train(
         "num_prompts": num_prompts,
         "num_virtual_tokens": num_virtual_tokens,
         "routing": routing,
+        "position": position,
         "perturbation": perturbation,
         "init": init,
         "init_text": init_text,

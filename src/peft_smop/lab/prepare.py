@@ -47,7 +47,7 @@ def prepare(spec: RunSpec) -> Prepared:
         SMoPError: anything in the specification is not as it should be.
     """
     task, split = load_task_of(spec)
-    configure(spec.method, Setting(TaskType.SEQ_2_SEQ_LM, task.verbalizers, spec.model, spec.seed))
+    configure(spec.method, Setting(None, task.verbalizers, spec.model, spec.seed))
     train = training_examples(split, spec)
     populations = populations_of(spec, train)
     # heads and PEFT's own prompts start from torch's global generator

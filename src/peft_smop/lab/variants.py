@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from peft import PeftConfig, TaskType
+from peft import PeftConfig
 
 from peft_smop.errors import ConfigError, unknown
 from peft_smop.lab.spec import RunSpec
@@ -102,7 +102,7 @@ def check_method(one: Variant) -> PeftConfig | None:
     Raises:
         ConfigError: its options contradict each other.
     """
-    return configure(one.spec, Setting(TaskType.SEQ_2_SEQ_LM, ("yes", "no"), "", 0, steps=1))
+    return configure(one.spec, Setting(None, ("yes", "no"), "", 0, steps=1))
 
 
 def check_methods(chosen: Sequence[Variant]) -> None:

@@ -73,7 +73,8 @@ class MethodSpec(_RoutingOptions, _Method):
 class Setting:
     """What a configuration may depend on besides the method's options."""
 
-    task_type: TaskType
+    task_type: TaskType | None
+    """PEFT's name for the kind of model; None: not yet known."""
     verbalizers: tuple[str, ...]
     tokenizer_name: str
     seed: int

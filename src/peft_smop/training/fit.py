@@ -139,6 +139,8 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
             resamples=0,
         )
 
+    if options.keep_texts:
+        _keep_texts(model, options.keep_texts)
     meter = StepMeter()
     own: list[TrainerCallback] = [CompleteCheckpoint()]
     if step is None:  # time and memory of a shared pass are no one run's
@@ -208,6 +210,21 @@ def _revival(model: nn.Module, seed: int) -> Revival:
             "revive_dead_prompts=True needs a method with a router, such as smop; leave it out"
         )
     return Revival(adapter, seed)
+
+
+def _keep_texts(model: nn.Module, gibibytes: float) -> None:
+    """Let texts be read once in all epochs.
+
+    Raises:
+        ConfigError: no prompt stands behind them.
+    """
+    tuner, adapter = SMoPModel.of(model), SMoPModel.adapter_of(model)
+    if tuner is None or adapter is None or adapter.position != "after":
+        raise ConfigError(
+            f"keep_texts={gibibytes} keeps what is read of texts before their prompts, and this"
+            " method has none there; use position=after, or leave it out"
+        )
+    tuner.keep_texts(gibibytes)
 
 
 def had_ended(checkpoint: Path, patience: int) -> bool:

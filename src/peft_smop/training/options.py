@@ -36,6 +36,9 @@ class TrainingOptions(BaseModel):
     max_length: int = Field(default=512, gt=0, description="longest input in tokens")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
+    keep_texts: float = Field(
+        default=0, ge=0, description="GiB for texts before prompts of position=after; 0: none kept"
+    )
     max_padding: float = Field(
         default=MAX_PADDING, ge=1, description="tokens computed over tokens of text, at most"
     )

@@ -187,12 +187,12 @@ class SMoPConfig(_Options):
             raise ConfigError(f"router_scope={scope} must be at least 1 token")
         if scope == "context" and self.task_type not in (None, TaskType.CAUSAL_LM):
             raise ConfigError(
-                f"router_scope='context' is for causal LMs, not task_type={str(self.task_type)!r};"
+                f"router_scope='context' is for causal LMs, not task_type={_plain(self.task_type)!r};"
                 " leave it out"
             )
         if self.position == "after" and self.task_type not in (None, TaskType.CAUSAL_LM):
             raise ConfigError(
-                f"position='after' is for causal LMs, not task_type={str(self.task_type)!r}: only"
+                f"position='after' is for causal LMs, not task_type={_plain(self.task_type)!r}: only"
                 " there an answer follows the text; leave it out"
             )
 
@@ -214,6 +214,11 @@ class SMoPConfig(_Options):
     def target_modules(self) -> str:
         """PEFT's mark for a method that replaces no module: the prompt goes before the backbone."""
         return DUMMY_TARGET_MODULES
+
+
+def _plain(task_type: Any) -> str:
+    """A task type as a user writes it."""
+    return str(getattr(task_type, "value", task_type))
 
 
 SMoPConfig.__doc__ = f"{SMoPConfig.__doc__}\n    Options of strategies and losses:\n" + "".join(
