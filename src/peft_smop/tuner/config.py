@@ -187,13 +187,13 @@ class SMoPConfig(_Options):
             raise ConfigError(f"router_scope={scope} must be at least 1 token")
         if scope == "context" and self.task_type not in (None, TaskType.CAUSAL_LM):
             raise ConfigError(
-                f"router_scope='context' is for causal LMs, not task_type={_plain(self.task_type)!r};"
-                " leave it out"
+                f"router_scope='context' is for causal LMs, not"
+                f" task_type={_plain(self.task_type)!r}; leave it out"
             )
         if self.position == "after" and self.task_type not in (None, TaskType.CAUSAL_LM):
             raise ConfigError(
-                f"position='after' is for causal LMs, not task_type={_plain(self.task_type)!r}: only"
-                " there an answer follows the text; leave it out"
+                f"position='after' is for causal LMs, not task_type={_plain(self.task_type)!r}:"
+                " only there an answer follows the text; leave it out"
             )
 
     def strategy(self) -> RoutingStrategy:
