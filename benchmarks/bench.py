@@ -207,13 +207,13 @@ def backbone(given: argparse.Namespace) -> T5ForConditionalGeneration:
     return model.to(given.device, torch.bfloat16 if given.device == "cuda" else torch.float32)
 
 
-def adapted(bare: nn.Module, name: str, **options: Any) -> nn.Module:
+def adapted(bare: nn.Module, name: str, *, kind: str = "SEQ_2_SEQ_LM", **options: Any) -> nn.Module:
     """A backbone with an adapter; frozen weights are shared with the one given.
 
     The same weights in the same pages: copies differ in speed by more than the methods do.
     """
     shared = {id(p): p for p in bare.parameters()} if name != "full" else {}
-    setting = Setting(TaskType.SEQ_2_SEQ_LM, (), "", seed=0)
+    setting = Setting(TaskType(kind), (), "", seed=0)
     return build(copy.deepcopy(bare, shared), MethodSpec(name=name, **options), setting)
 
 
@@ -270,6 +270,7 @@ def load_rows(given: argparse.Namespace, name: str, model: nn.Module) -> tuple[S
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
     kind = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "SEQ_CLS"
+    kind = "CAUSAL_LM" if kind == "SEQ_CLS" and model.can_generate() else kind
     return split, formulate(task, model, tokenizer, task_type=kind, max_length=512)
 
 

@@ -21,6 +21,7 @@ SCRIPTS = {
     "packed": ["--rows", "4", "--steps", "1", "--runs", "2", "--tasks", "medley"],
     "compile": ["--rows", "4", "--tokens", "8"],
     "posterior": ["--rows", "4", "--tokens", "8"],
+    "decoder": ["--rows", "4", "--examples", "8", "--task", "medley"],
     "packing": ["--rows", "4", "--batches", "2", "--task", "medley"],
 }
 

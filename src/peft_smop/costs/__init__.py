@@ -1,7 +1,7 @@
 """What a method costs: meters for parameters, arithmetic, time and memory, of any model."""
 
 from peft_smop.costs.cost import Cost, SampleFlops, mean_cost
-from peft_smop.costs.flops import FlopsByLength, inference_flops, training_flops
+from peft_smop.costs.flops import FlopsByLength, flops_of, inference_flops, training_flops
 from peft_smop.costs.memory import PeakMemory
 from peft_smop.costs.times import Times, measure
 
@@ -11,6 +11,7 @@ __all__ = [
     "PeakMemory",
     "SampleFlops",
     "Times",
+    "flops_of",
     "inference_flops",
     "mean_cost",
     "measure",

@@ -15,7 +15,16 @@ _COUNTED_AT = ((1, 8), (1, 16), (1, 32), (2, 8), (2, 16))
 """Rows and lengths that tell the five terms of `FlopsByLength` apart; short, as counting runs."""
 
 
-def training_flops(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+Loss = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+"""From a model and a batch to what is trained on."""
+
+
+def own_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """What the model itself says."""
+    return model(**batch).loss
+
+
+def training_flops(model: nn.Module, batch: Mapping[str, Tensor], *, loss: Loss = own_loss) -> int:
     """Operations of one forward and one backward pass over a batch, padding included.
 
     Matrix products count two per multiply and add; element-wise work is not counted. The model's
@@ -24,8 +33,9 @@ def training_flops(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     Args:
         model: in the state in which it is trained.
         batch: with labels.
+        loss: computes what is trained on.
     """
-    return _count(model, batch, training=True)
+    return _count(model, lambda: loss(model, batch).backward(), training=True)
 
 
 def inference_flops(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
@@ -35,23 +45,27 @@ def inference_flops(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
         model: any model.
         batch: with labels, where the model decodes an answer from its input.
     """
-    return _count(model, batch, training=False)
+    return _count(model, lambda: model(**batch), training=False)
 
 
-def _count(model: nn.Module, batch: Mapping[str, Tensor], *, training: bool) -> int:
+def _count(model: nn.Module, call: Callable[[], object], *, training: bool) -> int:
     was_training = model.training
     model.train(training)
-    counter = FlopCounterMode(display=False)
     try:
-        # fused attention has no formula on the CPU and another one on every device
-        with torch.set_grad_enabled(training), sdpa_kernel(SDPBackend.MATH), counter:
-            output = model(**batch)
-            if training:
-                output.loss.backward()
+        with torch.set_grad_enabled(training):
+            return flops_of(call)
     finally:
         if training:
             model.zero_grad(set_to_none=True)
         model.train(was_training)
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """Operations of anything that is computed."""
+    counter = FlopCounterMode(display=False)
+    # fused attention has no formula on the CPU and another one on every device
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        call()
     return counter.get_total_flops()
 
 

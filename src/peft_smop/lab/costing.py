@@ -25,7 +25,7 @@ from peft_smop.costs import (
 )
 from peft_smop.errors import ConfigError
 from peft_smop.lab.lengths import SEED, SUBSTITUTE, Lengths, Order, substitute
-from peft_smop.lab.operations import training_operations
+from peft_smop.lab.operations import training_loss, training_operations
 from peft_smop.lab.variants import Variant, check_method, check_methods
 from peft_smop.methods import (
     ParameterCount,
@@ -345,7 +345,7 @@ class _Step:
 
     def on(self, batch: dict[str, Tensor]) -> None:
         """Forward, backward, update."""
-        self.model(**batch).loss.backward()
+        training_loss(self.model, batch).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

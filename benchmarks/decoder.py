@@ -1,0 +1,142 @@
+"""What a step and an evaluation of a decoder cost: the head at answers alone, prompts behind texts.
+
+"whole head" computes the head, and the model's own loss, at every token, as a plain pass does.
+Behind the text (`position="after"`) texts are read without gradient; "kept" were read in an earlier
+epoch. PEFT's prompt tuning stands beside in both forms.
+"""
+
+from __future__ import annotations
+
+import copy
+from argparse import Namespace
+from collections import Counter
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import bench
+from bench import Bar, Call, Line, Result
+from peft_smop.scoring import Features, Formulation, evaluate
+from peft_smop.training import Rows, forward_backward
+
+SHAPES = {
+    "smollm2-135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "tiny": {
+        "vocab_size": bench.VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+}
+ONE, MIXTURE = "one prompt", "posterior, k=4"
+WHOLE = f"{ONE}, whole head"
+PEFT = "PEFT prompt tuning 5"
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    ONE: ("single", {}),
+    MIXTURE: ("smop", {"routing": "posterior"}),
+}
+
+
+def measure(given: Namespace) -> Result:
+    """A step by method, head and place of the prompt; an evaluation by rows in a pass."""
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    config = LlamaConfig(tie_word_embeddings=True, **SHAPES[given.model], **special)
+    dtype = torch.bfloat16 if given.device == "cuda" else torch.float32
+    bare = LlamaForCausalLM(config).requires_grad_(False).train().to(given.device, dtype)
+    split, formulation = bench.load_rows(given, given.task, bare)
+    features = [formulation.encode(example) for example in split.train[: given.rows]]
+    peft = bench.adapted(bare, "prompt-tuning", kind="CAUSAL_LM", num_virtual_tokens=5)
+    calls: dict[str, Call] = {
+        f"{PEFT}, whole head": _step(peft, _whole(formulation), features),
+        PEFT: _step(peft, formulation, features),
+    }
+    for what, (name, options) in METHODS.items():
+        before = bench.adapted(bare, name, kind="CAUSAL_LM", **options)
+        calls[f"{what}, whole head"] = _step(before, _whole(formulation), features)
+        calls[what] = _step(before, formulation, features)
+        for kept in (0, 4):
+            after = bench.adapted(bare, name, kind="CAUSAL_LM", position="after", **options)
+            after.base_model.keep_texts(kept)
+            called = f"{what}, behind the text{', kept' if kept else ''}"
+            calls[called] = _step(after, formulation, features)
+    seconds = bench.interleave(calls, given.repeats)
+    step = f"step, {given.task}, {given.rows} rows"
+    lines = [
+        Line(step, what, taken, {"peak MiB": bench.peak_mib(calls[what])})
+        for what, taken in seconds.items()
+    ]
+    examples = split.test[: given.examples or None]
+    scored = f"evaluation, {given.task}, {len(examples)} rows"
+    model = bench.adapted(bare, "single", kind="CAUSAL_LM").eval()
+    passes = {
+        f"{size} rows in a pass": _evaluation(model, formulation, examples, size)
+        for size in (4, given.rows)
+    }
+    evaluated = bench.interleave(passes, given.repeats)
+    lines += [Line(scored, what, taken) for what, taken in evaluated.items()]
+    return Result(
+        says=f"{bench.WORDS}; answers as long as the task's",
+        per="step or evaluation",
+        over=(WHOLE, ONE, "4 rows in a pass"),
+        lines=lines,
+        bars=(
+            Bar(step, ONE, 0.75, over=WHOLE),
+            Bar(step, f"{ONE}, behind the text", 0.6, over=ONE),
+            Bar(step, f"{ONE}, behind the text, kept", 0.3, over=ONE),
+            Bar(scored, f"{given.rows} rows in a pass", 0.6, over="4 rows in a pass"),
+        ),
+    )
+
+
+def _whole(formulation: Formulation) -> Formulation:
+    """The same, with a model's whole head and its own loss."""
+    whole: Any = copy.copy(formulation)
+    whole.answers_only = lambda model, labels: nullcontext()
+    return whole
+
+
+def _step(model: nn.Module, formulation: Formulation, features: list[Features]) -> Call:
+    model.train()
+
+    def step() -> None:
+        forward_backward(model, formulation, [Rows(features)], max_padding=1.1)
+        model.zero_grad()
+
+    return step
+
+
+def _evaluation(model: nn.Module, formulation: Formulation, examples: Any, size: int) -> Call:
+    majority = Counter(example.label for example in examples).most_common(1)[0][0]
+
+    def call() -> None:
+        evaluate(
+            model, formulation, examples, majority_label=majority, batch_size=size, resamples=0
+        )
+
+    return call
+
+
+if __name__ == "__main__":
+    bench.main(
+        "decoder",
+        __doc__,
+        measure,
+        repeats=5,
+        example="--data superglue",
+        shapes=SHAPES,
+        task="copa",
+        rows=32,
+        examples=100,
+    )
