@@ -22,8 +22,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from peft_smop.embedded import MODEL_DIR, MODEL_NAME
+from peft_smop.embedded import MODEL_NAME
 from peft_smop.errors import CheckpointError, ConfigError, unknown
+from peft_smop.methods.sources import UNREADABLE, Source, forget_quantization, unpacked
 
 AUTO_CLASSES = {
     "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
@@ -34,51 +35,6 @@ DEFAULT_MODEL = "t5-base"
 KNOWN_NAMES = (MODEL_NAME, "t5-small", "t5-base", "t5-large", "google/flan-t5-base")
 LARGE_FOR_A_CPU = 50_000_000
 """Parameters from which a CPU's bf16 units are used; smaller models gain little and lose digits."""
-WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a backbone comes from, in the terms of `from_pretrained`."""
-
-    name: str
-    location: str
-    gguf_file: str | None = None
-    trust_remote_code: bool = False
-
-    @classmethod
-    def of(cls, name: str) -> Source:
-        """Read a name as the packaged model, a GGUF file, a directory or a hub id.
-
-        Raises:
-            CheckpointError: the path exists and holds no model that may be read.
-        """
-        if name == MODEL_NAME:
-            return cls(name, str(MODEL_DIR))
-        path = Path(name)
-        if path.suffix == ".gguf" and path.is_file():
-            return cls(name, str(path.parent), path.name)
-        if path.is_dir():
-            if not (path / "config.json").is_file():
-                raise CheckpointError(
-                    f"{path} is no model: it has no config.json; expected a directory written by"
-                    " save_pretrained"
-                )
-            if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
-                raise CheckpointError(
-                    f"{path} has no weights as safetensors; expected model.safetensors"
-                    " (pickled weights are not read)"
-                )
-        return cls(name, name)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Further arguments for every `from_pretrained`.
-
-        Said outright: otherwise transformers asks on the standard input about a model's code.
-        """
-        gguf = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
-        return {"trust_remote_code": self.trust_remote_code, **gguf}
 
 
 @dataclass(frozen=True)
@@ -142,7 +98,7 @@ def load_backbone(
         ConfigError: there is no such model, or it cannot be reached.
         CheckpointError: its files are damaged or not safe to read.
     """
-    source = replace(Source.of(name), trust_remote_code=trust_remote_code)
+    source = unpacked(replace(Source.of(name), trust_remote_code=trust_remote_code))
     device = device or default_device()
     config = _config(source)
     kind = task_type or task_type_of(config)
@@ -164,10 +120,11 @@ def load_backbone(
         )
     except ImportError as error:
         raise ConfigError(_first_sentence(error)) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"model {name!r} cannot be read: {_first_sentence(error)}") from error
     if source.gguf_file is not None:
-        _forget_quantization(model)
+        forget_quantization(model)
+    model.name_or_path = tokenizer.name_or_path = source.said_location
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:
@@ -197,18 +154,6 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _forget_quantization(model: PreTrainedModel) -> None:
-    """Drop the mark of a format that reading has undone: the weights are plain by now.
-
-    The Trainer would refuse the model for it.
-    """
-    model.hf_quantizer = None
-    model.is_quantized = False
-    for holder, name in ((model, "quantization_method"), (model.config, "quantization_config")):
-        if hasattr(holder, name):
-            delattr(holder, name)
-
-
 def default_device() -> torch.device:
     """The accelerator, or the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -220,7 +165,7 @@ def _config(source: Source) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(source.location, **source.arguments)
     except ImportError as error:
         raise ConfigError(f"{_first_sentence(error)}; pip install 'peft-smop[gguf]'") from error
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         if Path(source.name).exists():
             raise CheckpointError(
                 f"model {source.name!r} cannot be read: {_first_sentence(error)}"

@@ -1,0 +1,143 @@
+"""Where a backbone comes from; a GGUF file is unpacked once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import struct
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.constants import HF_HOME
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from peft_smop.embedded import MODEL_DIR, MODEL_NAME
+from peft_smop.errors import CheckpointError
+
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    ImportError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    struct.error,
+)
+"""What the libraries that read models raise where a file is damaged."""
+UNPACKED = Path(HF_HOME) / "peft-smop" / "gguf"
+"""Where GGUF files are kept as directories, by their content."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a backbone comes from, in the terms of `from_pretrained`."""
+
+    name: str
+    location: str
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+    said_location: str = ""
+    """The location before a GGUF file was unpacked elsewhere; what adapters remember."""
+
+    def __post_init__(self) -> None:
+        if not self.said_location:
+            object.__setattr__(self, "said_location", self.location)
+
+    @classmethod
+    def of(cls, name: str) -> Source:
+        """Read a name as the packaged model, a GGUF file, a directory or a hub id.
+
+        Raises:
+            CheckpointError: the path exists and holds no model that may be read.
+        """
+        if name == MODEL_NAME:
+            return cls(name, str(MODEL_DIR))
+        path = Path(name)
+        if path.suffix == ".gguf" and path.is_file():
+            return cls(name, str(path.parent), path.name)
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise CheckpointError(
+                    f"{path} is no model: it has no config.json; expected a directory written by"
+                    " save_pretrained"
+                )
+            if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+                raise CheckpointError(
+                    f"{path} has no weights as safetensors; expected model.safetensors"
+                    " (pickled weights are not read)"
+                )
+        return cls(name, name)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Further arguments for every `from_pretrained`.
+
+        Said outright: otherwise transformers asks on the standard input about a model's code.
+        """
+        gguf = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        return {"trust_remote_code": self.trust_remote_code, **gguf}
+
+
+def unpacked(source: Source) -> Source:
+    """A GGUF file's model as a directory in the cache, made at the first use.
+
+    The weights are those that reading the file gives, in fp32, to the bit. Where the cache cannot
+    be written, and for files that cannot be read, the source stays what it was.
+
+    Args:
+        source: any.
+    """
+    if source.gguf_file is None:
+        return source
+    path = Path(source.location) / source.gguf_file
+    try:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        # another version may read the same file otherwise
+        kept = UNPACKED / f"{content}-{transformers.__version__}"
+        if not (kept / "config.json").is_file():
+            _unpack(source, kept)
+    except UNREADABLE:
+        return source  # loading it says what is wrong
+    return replace(source, location=str(kept), gguf_file=None)
+
+
+def _unpack(source: Source, kept: Path) -> None:
+    """Write a GGUF file's model and tokenizer into a directory, whole or not at all."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(dir=kept.parent, prefix=".making-"))
+    try:
+        AutoConfig.from_pretrained(source.location, **source.arguments)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location, dtype=torch.float32, **source.arguments
+        )
+        forget_quantization(model)
+        tokenizer.save_pretrained(making)
+        model.save_pretrained(making)
+        try:
+            os.rename(making, kept)
+        except OSError:
+            if not (kept / "config.json").is_file():  # unless another process was faster
+                raise
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def forget_quantization(model: PreTrainedModel) -> None:
+    """Drop the mark of a format that reading has undone: the weights are plain by now.
+
+    The Trainer would refuse the model for it.
+    """
+    model.hf_quantizer = None
+    model.is_quantized = False
+    for holder, name in ((model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(holder, name):
+            delattr(holder, name)
