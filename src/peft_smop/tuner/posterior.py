@@ -42,7 +42,8 @@ class Posterior(RoutingStrategy):
     divides what p gives them, and the rest keep q_j = p_j. Then q is moved toward equal use of the
     prompts: q_j is divided by (k u_j)^`balance`, u the mean of q over the rows of the steps before.
     The row is given P_c, c ~ q, and the router the loss -Σ_j q_j log p_j. Rows that are not judged
-    are given P_c, c = argmax p. In evaluation all are: one pass, unscaled.
+    are given P_c, c ~ p: what nothing is known of keeps its prior, and a router that has learned
+    nothing yet sends no prompt all rows. In evaluation c = argmax p: one pass, unscaled.
 
     With `exact` the loss is -log Σ_j p_j exp(-L_j) itself, with the gradient of all prompts: k + 1
     passes, nothing judged, balanced or tempered. For study.
@@ -137,15 +138,14 @@ class Posterior(RoutingStrategy):
         ones = logits.new_ones(len(logits), 1)
         if state.keys is None:
             return Routing(choice[:, None], ones, logits)
-        if state.posterior is None:
-            # a gradient of 0 and not none: processes that share a step wait for each other's
-            return Routing(choice[:, None], ones, logits, 0 * logits.sum(dim=-1))
-        is_judged = ~state.posterior.isnan().any(dim=-1)
-        q = torch.where(is_judged[:, None], state.posterior, 0.0)
-        drawn = _drawn(q, uniform(state.keys, 1))
-        indices = torch.where(is_judged, drawn, choice)
-        loss = -(q * logits.log_softmax(dim=-1)).sum(dim=-1)
-        return Routing(indices[:, None], ones, logits, loss / self.judged)
+        found = state.posterior
+        found = torch.full_like(logits, math.nan) if found is None else found
+        is_judged = ~found.isnan().any(dim=-1)
+        q = torch.where(is_judged[:, None], found, logits.detach().softmax(dim=-1))
+        chosen = _drawn(q, uniform(state.keys, 1))
+        # a gradient of 0 and not none: processes that share a step wait for each other's
+        loss = -(q * is_judged[:, None] * logits.log_softmax(dim=-1)).sum(dim=-1)
+        return Routing(chosen[:, None], ones, logits, loss / self.judged)
 
 
 def _drawn(q: Float[Tensor, "b k"], u: Float[Tensor, "b 1"]) -> Int[Tensor, "b"]:
