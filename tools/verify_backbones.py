@@ -656,6 +656,54 @@ def mixed_generation(trial: Trial) -> None:
         same({"logits": one}, {"logits": alone})
 
 
+def behind_the_text(trial: Trial) -> None:
+    """Prompts between text and answer, in one pass and, in training, with texts read before it."""
+    case = trial.case
+    model = get_peft_model(
+        copy.deepcopy(case.bare),
+        options(case.kind, num_prompts=3, num_virtual_tokens=3, position="after"),
+    ).eval()
+    draw(case, model, "default", 0)
+    prompts, router = tensors(model, "default")
+    batch = case.padded("right")
+    labels = torch.full_like(batch["input_ids"], -100)
+    for kept, row, own in zip(_mask(batch).bool(), batch["input_ids"], labels, strict=True):
+        places = kept.nonzero()[CONTEXT:, 0]
+        own[places] = row[places]
+
+    def by_hand(row: Batch) -> Tensor:
+        x = case.embedded(row["input_ids"])
+        read = case.bare.get_input_embeddings()(row["input_ids"])[0, :CONTEXT]
+        p = (read.float().mean(dim=0) @ router).softmax(dim=0)
+        c = p.argmax()
+        prompt = (p[c] * prompts[c])[None].to(x.dtype)
+        x = torch.cat([x[:, :CONTEXT], prompt, x[:, CONTEXT:]], dim=1)
+        logits = case.bare(inputs_embeds=x).logits[0]
+        # the verdict on the answer's first token is the prompt's last
+        return torch.cat([logits[: CONTEXT - 1], logits[CONTEXT - 1 + prompt.shape[1] :]])
+
+    found = case.read(model(**batch, labels=labels), _mask(batch))
+    for row, one in zip(case.rows, found, strict=True):
+        same(one, {"logits": by_hand(row)})
+    with torch.enable_grad():
+        losses = [
+            nn.functional.cross_entropy(
+                by_hand(row)[CONTEXT - 1 : -1], row["input_ids"][0, CONTEXT:], reduction="sum"
+            )
+            for row in case.rows
+        ]
+        counted = sum(row["input_ids"].shape[1] - CONTEXT for row in case.rows)
+        expected = torch.autograd.grad(sum(losses) / counted, [prompts])[0]
+        model.smop_layer.train()  # ours alone, so that no dropout is drawn
+        model.smop_layer["default"].strategy = dataclasses.replace(
+            model.smop_layer["default"].strategy, perturbation=False
+        )
+        loss = model(**batch, labels=labels).loss
+        gradient = torch.autograd.grad(loss, [prompts])[0]
+    scale = expected.abs().max()
+    same({"gradient": gradient / scale}, {"gradient": expected / scale})
+
+
 def examine(case: Case) -> dict[str, Any]:
     """Run every check that applies to a built case."""
     embeddings_are_the_ids(case)
@@ -679,6 +727,8 @@ def examine(case: Case) -> dict[str, Any]:
     else:
         trial.check("training", training)
         trial.check("gradient", gradient)
+        if case.kind == CAUSAL and "right padding moves the bare model too" not in trial.notes:
+            trial.check("behind the text", behind_the_text)
     if "right padding moves the bare model too" not in trial.notes:
         trial.check("mixed batch", mixed_batch)
     if case.kind in (CAUSAL, SEQ2SEQ) and not {"generate"} & {*trial.failed, *trial.refused}:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from peft_smop.errors import ConfigError
+
+
+def may_be_continued(cache: Any) -> bool:
+    """Whether a cache holds keys and values alone, which grow by copies.
+
+    Other states are changed where they are, and are not those of a text that ends in padding.
+    """
+    layers: Sequence[object] = getattr(cache, "layers", None) or ()
+    return len(layers) > 0 and all(isinstance(layer, DynamicLayer) for layer in layers)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,11 @@ class KeptTexts:
         if key in self._texts:
             return self._texts[key]
         cache, states = read()
+        if not may_be_continued(cache):
+            raise ConfigError(
+                "the backbone keeps more of a text than keys and values, so texts cannot be kept;"
+                " use keep_texts(0)"
+            )
         pairs = [(layer.keys, layer.values) for layer in cache.layers]
         shapes = {tensor.shape for pair in pairs for tensor in pair}
         if len(shapes) != 1 or next(iter(shapes))[2] != len(states):

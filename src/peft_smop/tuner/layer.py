@@ -256,6 +256,8 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         self.smop_adapters = nn.ModuleDict()
         self.last: Any = None
         """The last pass: its rows and decisions, free of any graph."""
+        self.reads_first = True
+        """Whether the backbone can read texts before their prompts, as far as is known."""
         self.kept: KeptTexts | None = None
         """Texts that were read for prompts behind them."""
         self.hooks: Any = None

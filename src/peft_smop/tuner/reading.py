@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from peft_smop.rows import RowAdapters, calling
 from peft_smop.tuner.backbone import Backbone, cache_of, parameter_names
 from peft_smop.tuner.call import PromptCall
-from peft_smop.tuner.kept import KeptTexts
+from peft_smop.tuner.kept import KeptTexts, may_be_continued
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.scope import text_ends
 from peft_smop.tuner.splice import left_padding
@@ -130,6 +130,9 @@ def texts_of(
                 cache, states = _kept(layer.kept, backbone, said, text)
             else:
                 cache, states = _read(backbone, text, seen, places)
+    if not may_be_continued(cache):
+        layer.reads_first = False
+        return None
     return Texts(cache, states, seen, edges - padding, edges)
 
 
@@ -182,6 +185,7 @@ def _in_halves(
     config = module.config
     return not (
         torch.compiler.is_compiling()
+        or not layer.reads_first
         or any(layer[name].position != "after" for name in rows.names)
         or not (backbone.takes_positions and backbone.predicts_next)
         or given.get("position_ids") is not None
