@@ -96,7 +96,7 @@ def test_the_router_s_loss_is_the_cross_entropy_with_the_posterior():
     assert routing.weights.tolist() == [[1.0], [1.0]]
 
 
-def test_a_prompt_is_drawn_from_the_posterior_and_for_unjudged_rows_from_the_prior():
+def test_a_prompt_is_drawn_from_the_posterior_and_for_unjudged_rows_from_the_sharpened_prior():
     n = 20_000
     q = torch.tensor([0.5, 0.2, 0.3]).repeat(n, 1)
     q[::2] = math.nan
@@ -104,7 +104,7 @@ def test_a_prompt_is_drawn_from_the_posterior_and_for_unjudged_rows_from_the_pri
     keys = row_keys(torch.zeros(1).long(), torch.zeros(1).long(), torch.arange(n))
     indices = Posterior()(logits, RowState(keys, posterior=q)).indices[:, 0]
     prior = torch.bincount(indices[::2], minlength=3) / (n / 2)
-    assert_close(prior, logits[0].softmax(dim=-1), rtol=0, atol=0.02)
+    assert_close(prior, (4 * logits[0]).softmax(dim=-1), rtol=0, atol=0.02)
     shares = torch.bincount(indices[1::2], minlength=3) / (n / 2)
     assert_close(shares, torch.tensor([0.5, 0.2, 0.3]), rtol=0, atol=0.02)
 

@@ -25,6 +25,10 @@ FASTEST_USE = 0.25
 """Most that a step counts in that average; a step that alone decided would overturn the next."""
 LEAST_USE = 0.05
 """Share of an equal use below which a prompt is lifted no further."""
+PRIOR_SHARPNESS = 4.0
+"""By what power of its prior a row is drawn that was not judged. By 1 many prompts get rows that
+are others'; by infinity, the argmax, a router that knows nothing sends all of them to one prompt,
+which then is the best for all."""
 ROUTER_GAIN = 0.1
 """What multiplies W x / σ, σ the spread of the backbone's embeddings. An optimizer moves every
 number by its learning rate: a router that has the prompts' would be decided after a few steps."""
@@ -42,8 +46,8 @@ class Posterior(RoutingStrategy):
     divides what p gives them, and the rest keep q_j = p_j. Then q is moved toward equal use of the
     prompts: q_j is divided by (k u_j)^`balance`, u the mean of q over the rows of the steps before.
     The row is given P_c, c ~ q, and the router the loss -Σ_j q_j log p_j. Rows that are not judged
-    are given P_c, c ~ p: what nothing is known of keeps its prior, and a router that has learned
-    nothing yet sends no prompt all rows. In evaluation c = argmax p: one pass, unscaled.
+    are given P_c, c ~ p⁴ / Σ p⁴: nearly the router's best once it knows one, and before that no
+    prompt gets all rows. In evaluation c = argmax p: one pass, unscaled.
 
     With `exact` the loss is -log Σ_j p_j exp(-L_j) itself, with the gradient of all prompts: k + 1
     passes, nothing judged, balanced or tempered. For study.
@@ -141,7 +145,8 @@ class Posterior(RoutingStrategy):
         found = state.posterior
         found = torch.full_like(logits, math.nan) if found is None else found
         is_judged = ~found.isnan().any(dim=-1)
-        q = torch.where(is_judged[:, None], found, logits.detach().softmax(dim=-1))
+        prior = (PRIOR_SHARPNESS * logits.detach()).softmax(dim=-1)
+        q = torch.where(is_judged[:, None], found, prior)
         chosen = _drawn(q, uniform(state.keys, 1))
         # a gradient of 0 and not none: processes that share a step wait for each other's
         loss = -(q * is_judged[:, None] * logits.log_softmax(dim=-1)).sum(dim=-1)
