@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,10 +14,8 @@ from peft_smop.errors import PromptIgnoredError
 from peft_smop.rows import Call, RowAdapters, current, end
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.mixture import Decision
-from peft_smop.tuner.splice import Layout
-
-if TYPE_CHECKING:
-    from peft_smop.tuner.reading import Halves, Texts
+from peft_smop.tuner.splice import Halves, Layout
+from peft_smop.tuner.texts import Texts
 
 Result = TypeVar("Result")
 

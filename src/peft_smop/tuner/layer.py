@@ -21,12 +21,12 @@ from torch.optim.optimizer import (
 
 from peft_smop.errors import CheckpointError
 from peft_smop.rows import RowAdapters, on_device
-from peft_smop.tuner.kept import KeptTexts
 from peft_smop.tuner.losses import Penalties
 from peft_smop.tuner.posterior import FASTEST_USE, ROWS_PER_PROMPT
 from peft_smop.tuner.routing import RoutingStrategy
 from peft_smop.tuner.scope import Scope
 from peft_smop.tuner.splice import Position
+from peft_smop.tuner.texts import KeptTexts
 
 REVIVAL_SPREAD = 0.01
 """How far a revived prompt starts from the one it copies, relative to that one's spread."""

@@ -21,13 +21,13 @@ from peft_smop.tuner.config import SMoPConfig
 from peft_smop.tuner.doors import check_generation
 from peft_smop.tuner.hooks import PromptHooks
 from peft_smop.tuner.initialisation import Start, initial_prompts, initial_router
-from peft_smop.tuner.kept import KeptTexts
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.parameterisation import PARAMETERISATIONS
 from peft_smop.tuner.passes import prompt_losses
 from peft_smop.tuner.posterior import ROUTER_GAIN
 from peft_smop.tuner.routes import Routes
 from peft_smop.tuner.saved import loaded_keys, saved_key, settings_of
+from peft_smop.tuner.texts import KeptTexts
 from peft_smop.tuner.verification import check_verified
 
 CHILD = "smop"

@@ -24,7 +24,8 @@ from peft_smop.rows import (
 from peft_smop.tuner.admission import check_some
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.layer import SMoPLayer
-from peft_smop.tuner.reading import Texts, evaluating, texts_of
+from peft_smop.tuner.reading import evaluating, texts_of
+from peft_smop.tuner.texts import Texts
 
 
 def prompt_losses(

@@ -11,10 +11,8 @@ the positions of prompt and answer alone.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,62 +22,16 @@ from torch import Tensor, nn
 from peft_smop.rows import RowAdapters, calling
 from peft_smop.tuner.backbone import Backbone, cache_of, parameter_names
 from peft_smop.tuner.call import PromptCall
-from peft_smop.tuner.kept import KeptTexts, may_be_continued
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.scope import text_ends
-from peft_smop.tuner.splice import left_padding
+from peft_smop.tuner.splice import Halves, left_padding
+from peft_smop.tuner.texts import KeptTexts, Texts, may_be_continued
 
 _LOOKED_INTO = ("output_hidden_states", "output_attentions", "output_router_logits", "use_cache")
 """What a caller may ask of a pass that the two halves of one do not give."""
 
 _RECOMPUTES = "gradient_checkpointing"
 """The mark of a module that computes its layers again on the way back; a cache would grow twice."""
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What a backbone made of the texts of some rows, each ending in the last of t slots."""
-
-    cache: Any
-    """Keys and values, (b, heads, t, d) of every layer."""
-    states: Float[Tensor, "b t e"]
-    """What came out of the last layer."""
-    mask: Int[Tensor, "b t"]
-    lengths: Int[Tensor, "b"]
-    """Tokens of every text, without its padding."""
-    edges: Int[Tensor, "b"]
-    """How many of each row's tokens stand before its prompt, padding included."""
-
-    def rows(self, own: Int[Tensor, "r"] | None) -> Texts:
-        """Some of the rows, repeated as wanted; None: all, with a cache that may be continued."""
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in cache.layers]
-        if own is None:
-            return Texts(cache, self.states, self.mask, self.lengths, self.edges)
-        cache.batch_select_indices(own)
-        rest = (self.states, self.mask, self.lengths, self.edges)
-        return Texts(cache, *(part[own] for part in rest))
-
-
-@dataclass(frozen=True)
-class Halves:
-    """How the states of a text and of what continues it make up those of its tokens."""
-
-    text: Float[Tensor, "b t e"]
-    source: Int[Tensor, "b n"]
-    """For every token its place in [text (t), prompt and answer]; the prompt's last for the text's
-    last, whose verdict it gives."""
-
-    def drop(self, states: Float[Tensor, "b s e"]) -> Float[Tensor, "b n e"]:
-        """The states of the tokens alone."""
-        joined = torch.cat([self.text, states], dim=1)
-        return joined.gather(1, self.source[:, :, None].expand(-1, -1, joined.shape[-1]))
-
-    def handed_out(self, output: Any, *, as_tuple: bool) -> Any:
-        """The backbone's output with those; without the cache, which no caller's mask fits."""
-        kept = {k: v for k, v in output.items() if k not in ("past_key_values", "cache")}
-        kept["last_hidden_state"] = self.drop(kept["last_hidden_state"])
-        return tuple(kept.values()) if as_tuple else type(output)(**kept)
 
 
 def texts_of(

@@ -1,4 +1,4 @@
-"""Texts that were read, kept over steps and epochs within a stated memory."""
+"""Texts that were read: for a step, or kept over steps and epochs within a stated memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -22,6 +22,31 @@ def may_be_continued(cache: Any) -> bool:
     """
     layers: Sequence[object] = getattr(cache, "layers", None) or ()
     return len(layers) > 0 and all(isinstance(layer, DynamicLayer) for layer in layers)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a backbone made of the texts of some rows, each ending in the last of t slots."""
+
+    cache: Any
+    """Keys and values, (b, heads, t, d) of every layer."""
+    states: Float[Tensor, "b t e"]
+    """What came out of the last layer."""
+    mask: Int[Tensor, "b t"]
+    lengths: Int[Tensor, "b"]
+    """Tokens of every text, without its padding."""
+    edges: Int[Tensor, "b"]
+    """How many of each row's tokens stand before its prompt, padding included."""
+
+    def rows(self, own: Int[Tensor, "r"] | None) -> Texts:
+        """Some of the rows, repeated as wanted; None: all, with a cache that may be continued."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        if own is None:
+            return Texts(cache, self.states, self.mask, self.lengths, self.edges)
+        cache.batch_select_indices(own)
+        rest = (self.states, self.mask, self.lengths, self.edges)
+        return Texts(cache, *(part[own] for part in rest))
 
 
 @dataclass(frozen=True)
