@@ -42,7 +42,7 @@ def trained(model, made, **more):
 
 def in_one_pass(monkeypatch, model, made, **more):
     with monkeypatch.context() as patched:
-        patched.setattr(reading, "_in_halves", lambda *_: False)
+        patched.setattr(reading, "_may_be_halved", lambda *_: False)
         return trained(model, made, **more)
 
 

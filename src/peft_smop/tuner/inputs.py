@@ -17,7 +17,7 @@ from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.deciding import decided, finite
 from peft_smop.tuner.layer import SMoPLayer
-from peft_smop.tuner.reading import continuing, texts_of
+from peft_smop.tuner.reading import in_halves
 from peft_smop.tuner.scope import text_ends
 from peft_smop.tuner.splice import Layout, left_padding
 
@@ -100,7 +100,7 @@ def spliced(
     x: Float[Tensor, "b n e"],
     labels: Tensor | None,
 ) -> dict[str, Any]:
-    """The arguments of a pass over texts, with every row's prompt before its text.
+    """The arguments of a pass over texts, with every row's prompt before its text or behind it.
 
     Args:
         layer: the adapters.
@@ -114,18 +114,6 @@ def spliced(
     ids, mask, positions = (given.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
     if given.get("inputs_embeds") is not None:
         x = finite(x, mask)
-    edges = _edges(layer, call, rows, x, mask, labels)
-    texts, call.texts = call.texts, None
-    if texts is None and layer.training and torch.is_grad_enabled() and edges is not None:
-        texts = texts_of(layer, backbone, rows, given, labels)
-    if texts is not None:
-        prompts = decided(
-            layer, call, rows, x, ids=ids, mask=mask, labels=labels, answers_within=True
-        )
-        own, call.layout = continuing(layer, backbone, rows, texts.rows(None), prompts, x, mask)
-        return {**given, **own}
-    layout = call.layout = layout_of(layer, backbone, rows, mask, x, x.shape[1], edges)
-    needs_mask = mask is not None or layer.is_uneven(rows)
     prompts = decided(
         layer,
         call,
@@ -136,6 +124,13 @@ def spliced(
         labels=labels,
         answers_within=backbone.predicts_next,
     )
+    halves = in_halves(layer, backbone, call, given, rows, prompts, x, labels)
+    if halves is not None:
+        own, call.layout = halves
+        return {**given, **own}
+    edges = _edges(layer, call, rows, x, mask, labels)
+    layout = call.layout = layout_of(layer, backbone, rows, mask, x, x.shape[1], edges)
+    needs_mask = mask is not None or layer.is_uneven(rows)
     given["input_ids"], given["inputs_embeds"] = None, layout.embeddings(prompts.to(x.dtype), x)
     if needs_mask:
         given["attention_mask"] = mask = layout.mask(mask)

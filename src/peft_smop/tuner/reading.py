@@ -54,7 +54,7 @@ def texts_of(
         None where one pass has to do all: a prompt stands before its text, the backbone takes no
         positions or recomputes its layers, or something is asked of the pass that only one gives.
     """
-    if labels is None or not _in_halves(layer, backbone, rows, given):
+    if labels is None or not _may_be_halved(layer, backbone, rows, given):
         return None
     x, mask = given.get("inputs_embeds"), given.get("attention_mask")
     with torch.no_grad():
@@ -129,7 +129,7 @@ def _kept(
     return kept.cache_of(found, length), states
 
 
-def _in_halves(
+def _may_be_halved(
     layer: SMoPLayer, backbone: Backbone, rows: RowAdapters, given: Mapping[str, Any]
 ) -> bool:
     """Whether a pass may be computed as its text and what continues it."""
@@ -148,7 +148,42 @@ def _in_halves(
     )
 
 
-def continuing(
+def in_halves(
+    layer: SMoPLayer,
+    backbone: Backbone,
+    call: PromptCall,
+    given: Mapping[str, Any],
+    rows: RowAdapters,
+    prompts: Float[Tensor, "b l e"],
+    x: Float[Tensor, "b n e"],
+    labels: Tensor | None,
+) -> tuple[dict[str, Any], Halves] | None:
+    """A pass as what continues its texts, where they were read before it or, in training, may be.
+
+    Args:
+        layer: the adapters.
+        backbone: which is about to be called.
+        call: hands over what was read.
+        given: the backbone's arguments by name.
+        rows: which adapter each row follows.
+        prompts: every row's.
+        x: the tokens' embeddings.
+        labels: of the pass; None: it has none.
+
+    Returns:
+        The backbone's arguments, and how the tokens' states are put together; None where one pass
+        does all.
+    """
+    texts, call.texts = call.texts, None
+    if texts is None and layer.training and torch.is_grad_enabled():
+        texts = texts_of(layer, backbone, rows, given, labels)
+    if texts is None:
+        return None
+    mask = given.get("attention_mask")
+    return _continuing(layer, backbone, rows, texts.rows(None), prompts, x, mask)
+
+
+def _continuing(
     layer: SMoPLayer,
     backbone: Backbone,
     rows: RowAdapters,
