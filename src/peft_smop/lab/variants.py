@@ -131,16 +131,25 @@ def matched_controls(chosen: Sequence[Variant]) -> list[Variant]:
         config = check_method(one)
         if not isinstance(config, SMoPConfig) or config.routing in ("uniform", "single"):
             continue
-        k, l = config.num_prompts or 1, config.num_virtual_tokens  # noqa: E741
+        k, length = config.num_prompts or 1, config.num_virtual_tokens
         training = {key: v for key, v in one.training.items() if key not in OF_A_ROUTER}
         kept = {key: v for key, v in one.method.items() if key in OF_PROMPTS}
         rest = "".join(f":{key}={v}" for key, v in training.items())
         more = "".join(f":{key}={v}" for key, v in kept.items())
-        uniform = {"name": "smop", "routing": "uniform", "num_prompts": k, "num_virtual_tokens": l}
+        uniform = {
+            "name": "smop",
+            "routing": "uniform",
+            "num_prompts": k,
+            "num_virtual_tokens": length,
+        }
         for control in (
-            Variant(f"prompt-tuning:l={l}{rest}", _plain(l), _without_network(training)),
-            Variant(f"prompt-tuning:l={k * l}{rest}", _plain(k * l), _without_network(training)),
-            Variant(f"smop:routing=uniform:k={k}:l={l}{more}{rest}", uniform | kept, training),
+            Variant(f"prompt-tuning:l={length}{rest}", _plain(length), _without_network(training)),
+            Variant(
+                f"prompt-tuning:l={k * length}{rest}",
+                _plain(k * length),
+                _without_network(training),
+            ),
+            Variant(f"smop:routing=uniform:k={k}:l={length}{more}{rest}", uniform | kept, training),
         ):
             key = (check_method(control), control.training)
             if key not in present:
