@@ -110,6 +110,23 @@ def test_one_prompt_before_its_text_makes_it_one_pass():
     assert computed == [(5 * (9 + 5), True)]
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_is_trained_or_looked_at_within_the_text_keeps_its_gradient(name, monkeypatch):
+    model, made = adapted(KINDS[name], position="after", routing="single"), answered(KINDS[name])
+    without_dropout(model)
+    ids = made.pop("input_ids")
+    x = model.get_input_embeddings()(ids).detach().requires_grad_()
+    model.train()
+    model(inputs_embeds=x, **made).loss.backward()
+    # also of a text's last token, which no prompt comes before
+    assert x.grad[0, 3].any()
+    model.get_input_embeddings().weight.requires_grad_(True)
+    _, grads, computed = trained(model, {"input_ids": ids, **made})
+    assert all(with_gradient for _, with_gradient in computed)
+    weight = next(grad for key, grad in grads.items() if len(grad) == 100)
+    assert weight[ids[0, 3]].any()
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_gradient_checkpointing_gives_the_same_gradients(name):
