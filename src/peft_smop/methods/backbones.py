@@ -98,7 +98,8 @@ def load_backbone(
         ConfigError: there is no such model, or it cannot be reached.
         CheckpointError: its files are damaged or not safe to read.
     """
-    source = unpacked(replace(Source.of(name), trust_remote_code=trust_remote_code))
+    said = replace(Source.of(name), trust_remote_code=trust_remote_code)
+    source = unpacked(said)
     device = device or default_device()
     config = _config(source)
     kind = task_type or task_type_of(config)
@@ -124,7 +125,7 @@ def load_backbone(
         raise CheckpointError(f"model {name!r} cannot be read: {_first_sentence(error)}") from error
     if source.gguf_file is not None:
         forget_quantization(model)
-    model.name_or_path = tokenizer.name_or_path = source.said_location
+    model.name_or_path = tokenizer.name_or_path = said.location  # what adapters remember
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.constants import HF_HOME
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peft_smop.embedded import MODEL_DIR, MODEL_NAME
 from peft_smop.errors import CheckpointError
@@ -43,12 +43,6 @@ class Source:
     location: str
     gguf_file: str | None = None
     trust_remote_code: bool = False
-    said_location: str = ""
-    """The location before a GGUF file was unpacked elsewhere; what adapters remember."""
-
-    def __post_init__(self) -> None:
-        if not self.said_location:
-            object.__setattr__(self, "said_location", self.location)
 
     @classmethod
     def of(cls, name: str) -> Source:
@@ -114,7 +108,6 @@ def _unpack(source: Source, kept: Path) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(dir=kept.parent, prefix=".making-"))
     try:
-        AutoConfig.from_pretrained(source.location, **source.arguments)
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments)
         model = AutoModelForCausalLM.from_pretrained(
             source.location, dtype=torch.float32, **source.arguments
