@@ -226,6 +226,16 @@ def test_kept_texts_stay_within_their_memory():
     assert torch.equal(trained(model, made)[0], loss)
 
 
+def test_weights_that_change_end_what_was_kept_of_them(monkeypatch):
+    model, made = adapted(KINDS["llama"], num_prompts=3, position="after"), answered(KINDS["llama"])
+    model.base_model.keep_texts(1)
+    trained(model, made)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1.5)
+    loss, _, _ = trained(model, made)
+    assert_close(loss, in_one_pass(monkeypatch, model, made)[0])
+
+
 def test_texts_are_not_kept_where_they_would_grow_stale():
     model = adapted(KINDS["llama"], num_prompts=3, position="after")
     for wrong in (-1, True, "much"):

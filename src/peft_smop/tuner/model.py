@@ -181,7 +181,7 @@ class SMoPModel(RowTuner):
 
         Args:
             gibibytes: most memory for it, where the backbone is; 0: forget all, and keep nothing.
-                Call it again after the backbone's weights were changed.
+                Weights of the backbone that change end what is kept of them.
 
         Raises:
             ConfigError: it is no such number, or the backbone itself is trained.

@@ -112,6 +112,8 @@ def _kept(
     text: Float[Tensor, "b t e"],
 ) -> tuple[Any, Float[Tensor, "b t e"]]:
     """The same of texts of which some may be known."""
+    # PyTorch counts the changes of every tensor
+    kept.follow(tuple((p.data_ptr(), p._version) for p in backbone.module.parameters()))
     found = []
     for ids, x in zip(said, text, strict=True):
         own = x[None, len(x) - len(ids) :]

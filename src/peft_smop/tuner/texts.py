@@ -78,6 +78,7 @@ class KeptTexts:
         self._texts: dict[Hashable, KeptText] = {}
         self._like: Any = None
         """A cache of the backbone's kind."""
+        self._weights: Hashable = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeptTexts:
         """A copy of a model has its own, and may get other weights."""
@@ -90,6 +91,16 @@ class KeptTexts:
     def __len__(self) -> int:
         """How many texts are kept."""
         return len(self._texts)
+
+    def follow(self, weights: Hashable) -> None:
+        """Forget everything, if it was read with other weights.
+
+        Args:
+            weights: a mark of the backbone's, which changes with them.
+        """
+        if weights != self._weights:
+            self._texts.clear()
+            self.bytes, self._weights = 0, weights
 
     def text(self, key: Hashable, read: Callable[[], tuple[Any, Float[Tensor, "t e"]]]) -> KeptText:
         """What is known of a text.
