@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from killed import killed_after
-from safetensors.torch import load_file
+from killed import killed_and_resumed
 
 from peft_smop.errors import ConfigError, RunError
 from peft_smop.lab import RunSpec, load_trained, run, variants
@@ -73,17 +72,8 @@ def test_a_killed_and_resumed_run_of_any_method_ends_as_one_never_killed(
     small_medley, tmp_path, monkeypatch, name
 ):
     wanted = spec(small_medley, name, max_steps=9)
-    whole = run(wanted, tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        killed_after(patched, 5)
-        with pytest.raises(KeyboardInterrupt):
-            run(wanted, tmp_path / "killed")
-    resumed = run(wanted, tmp_path / "killed", resume=True)
+    (whole, resumed), (one, other) = killed_and_resumed(monkeypatch, wanted, tmp_path)
     assert resumed["training"]["resumed"]
-    one, other = (
-        load_file(next((tmp_path / d / "adapter").glob("*.safetensors")))
-        for d in ("whole", "killed")
-    )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert whole["test"] == resumed["test"]

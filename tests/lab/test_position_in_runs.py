@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from killed import killed_after
-from safetensors.torch import load_file
+from killed import killed_and_resumed
 
 from peft_smop.errors import ConfigError
 from peft_smop.lab import RunSpec, load_trained, run
@@ -37,16 +36,7 @@ def test_a_killed_and_resumed_run_ends_as_one_never_killed(
     toy_task, saved_models, tmp_path, monkeypatch, method, keep_texts
 ):
     wanted = spec(toy_task, saved_models["llama"], method, keep_texts=keep_texts)
-    whole = run(wanted, tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        killed_after(patched, 5)
-        with pytest.raises(KeyboardInterrupt):
-            run(wanted, tmp_path / "killed")
-    resumed = run(wanted, tmp_path / "killed", resume=True)
-    one, other = (
-        load_file(tmp_path / d / "adapter" / "adapter_model.safetensors")
-        for d in ("whole", "killed")
-    )
+    (whole, resumed), (one, other) = killed_and_resumed(monkeypatch, wanted, tmp_path)
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert whole["test"] == resumed["test"]
 
