@@ -238,7 +238,7 @@ def test_weights_that_change_end_what_was_kept_of_them(monkeypatch):
 
 def test_texts_are_not_kept_where_they_would_grow_stale():
     model = adapted(KINDS["llama"], num_prompts=3, position="after")
-    for wrong in (-1, True, "much"):
+    for wrong in (-1, True, "much", float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="number of GiB"):
             model.base_model.keep_texts(wrong)
     model.get_input_embeddings().weight.requires_grad_(True)

@@ -301,6 +301,11 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         if not any(p.is_meta for p in self[adapter_name].parameters()):
             self[adapter_name].to(device)
 
+    def is_trained_beside(self, module: nn.Module) -> bool:
+        """Whether parameters of a module that are no adapter's are trained."""
+        own = {id(parameter) for parameter in self.parameters()}
+        return any(p.requires_grad and id(p) not in own for p in module.parameters())
+
     def width(self, rows: RowAdapters) -> int:
         """The longest prompt in the batch; 0 when no row has one."""
         return max([self[name].length for name in rows.names]) if rows.names else 0

@@ -186,16 +186,14 @@ class SMoPModel(RowTuner):
         Raises:
             ConfigError: it is no such number, or the backbone itself is trained.
         """
-        if isinstance(gibibytes, bool) or not isinstance(gibibytes, int | float) or gibibytes < 0:
-            raise ConfigError(f"keep_texts({gibibytes!r}) must be given a number of GiB, 0 or more")
-        own = {id(parameter) for parameter in self.smop_layer.parameters()}
-        backbone = self.smop_layer.hooks.backbone.module
-        if gibibytes and any(p.requires_grad and id(p) not in own for p in backbone.parameters()):
+        layer = self.smop_layer
+        kept = KeptTexts.within(gibibytes)
+        if kept is not None and layer.is_trained_beside(layer.hooks.backbone.module):
             raise ConfigError(
                 "texts cannot be kept while the backbone itself is trained: they would be those of"
                 " weights that are gone; freeze it, or leave keep_texts out"
             )
-        self.smop_layer.kept = KeptTexts(int(gibibytes * 2**30)) if gibibytes else None
+        layer.kept = kept
 
     def adopt(self, name: str, other: SMoPModel, other_name: str) -> None:
         """Take up an adapter of a model around the same backbone; its tensors are shared.

@@ -137,13 +137,12 @@ def _may_be_halved(
     """Whether a pass may be computed as its text and what continues it."""
     module: Any = backbone.module
     config, x = module.config, given.get("inputs_embeds")
-    own = {id(parameter) for parameter in layer.parameters()}
     return not (
         torch.compiler.is_compiling()
         or not layer.reads_first
         # what is trained, or looked at, in the text has a gradient of its own
         or (x is not None and x.requires_grad)
-        or any(p.requires_grad and id(p) not in own for p in module.parameters())
+        or layer.is_trained_beside(module)
         or any(layer[name].position != "after" for name in rows.names)
         or not (backbone.takes_positions and backbone.predicts_next)
         or given.get("position_ids") is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,18 @@ class KeptTexts:
         self._like: Any = None
         """A cache of the backbone's kind."""
         self._weights: Hashable = None
+
+    @classmethod
+    def within(cls, gibibytes: Any) -> KeptTexts | None:
+        """An empty one of so much memory; None for 0.
+
+        Raises:
+            ConfigError: it is no such number.
+        """
+        is_number = isinstance(gibibytes, int | float) and not isinstance(gibibytes, bool)
+        if not is_number or not 0 <= gibibytes < math.inf:
+            raise ConfigError(f"keep_texts({gibibytes!r}) must be given a number of GiB, 0 or more")
+        return cls(int(gibibytes * 2**30)) if gibibytes else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeptTexts:
         """A copy of a model has its own, and may get other weights."""
