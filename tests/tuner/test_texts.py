@@ -226,6 +226,16 @@ def test_kept_texts_stay_within_their_memory():
     assert torch.equal(trained(model, made)[0], loss)
 
 
+def test_rows_with_holes_or_of_padding_alone_are_read_with_their_batch(monkeypatch):
+    model, made = adapted(KINDS["llama"], num_prompts=3, position="after"), answered(KINDS["llama"])
+    made["attention_mask"][0, 1] = 0
+    made["attention_mask"][4], made["labels"][4] = 0, IGNORED_LABEL
+    expected = in_one_pass(monkeypatch, model, made)[0]
+    model.base_model.keep_texts(1)
+    assert_close(trained(model, made)[0], expected)
+    assert len(model.smop_layer.kept) == 0
+
+
 def test_weights_that_change_end_what_was_kept_of_them(monkeypatch):
     model, made = adapted(KINDS["llama"], num_prompts=3, position="after"), answered(KINDS["llama"])
     model.base_model.keep_texts(1)

@@ -74,7 +74,9 @@ def texts_of(
         places = (columns - padding[:, None]).clamp(min=0) + backbone.first_position
         with calling(PromptCall(layer, reads=True)), evaluating(backbone.module):
             ids = given.get("input_ids")
-            if layer.kept is not None and ids is not None and bool((seen != 0).eq(is_text).all()):
+            # a text with holes, or of nothing but padding, is no list of tokens
+            is_plain = (seen != 0).eq(is_text).all() & is_text.any(dim=1).all()
+            if layer.kept is not None and ids is not None and bool(is_plain):
                 said = [
                     own[real].tolist()
                     for own, real in zip(ids.gather(1, columns), is_text, strict=True)
