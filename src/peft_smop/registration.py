@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
+from importlib import import_module
 
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
+from peft_smop.arrival import METHODS
 from peft_smop.errors import SMoPError
-
-
-def leave_out_warnings() -> None:
-    """Leave out what PEFT and transformers warn of each other at every wrap.
-
-    PEFT reads a property that transformers has renamed; a user can do nothing about it.
-    """
-    warnings.filterwarnings(
-        "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
-    )
 
 
 def extend_peft_types(name: str) -> None:
@@ -54,6 +45,8 @@ def extend_peft_types(name: str) -> None:
 
 
 def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
-    """Enter a method in PEFT's tables; a second call does nothing."""
+    """Enter a method in PEFT's tables, and bring the others; a second call does nothing."""
     if PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[name]) is None:
         register_peft_method(name=name.lower(), config_cls=config_cls, model_cls=model_cls)
+    for package in METHODS:
+        import_module(package)

@@ -6,11 +6,14 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from peft_smop import __version__
 from peft_smop.cli import compare, cost, demo, evaluate, methods, predict, routes, tasks, train
 from peft_smop.errors import SMoPError
 
@@ -24,15 +27,34 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(train.train)
-app.command("compare")(compare.compare)
-app.command("cost")(cost.cost)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("routes")(routes.routes)
-app.command("tasks")(tasks.tasks)
-app.command("methods")(methods.methods)
-app.command("demo")(demo.demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"smop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """What may stand before a command."""
+
+
+GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
+    "See what there is": (tasks.tasks, methods.methods, demo.demo),
+    "Train and compare": (train.train, compare.compare, cost.cost),
+    "Use what was trained": (predict.predict, evaluate.evaluate, routes.routes),
+}
+for group, commands in GROUPS.items():
+    for command in commands:
+        app.command(command.__name__, rich_help_panel=group)(command)
 
 
 def main() -> None:
@@ -51,11 +73,13 @@ def _quiet_libraries() -> None:
     """Leave out what the libraries say about themselves and a user can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Could not find a config file", module="peft")
     # its retries are told in the end by one sentence of ours
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    import transformers
+    if "transformers" in sys.modules:  # it has read its environment already
+        import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()

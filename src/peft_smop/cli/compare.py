@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from peft_smop.cli.definitions import GFLOPS, MEMORY, SECONDS, TRAINED
+from peft_smop.cli.named import names_in
+from peft_smop.cli.options import DATA, METHOD, RUN, TRAINING, Data, Model, Preset, TrainExamples
 from peft_smop.cli.show import or_dash, plain_table, typed_options
-from peft_smop.costs.cost import GFLOPS, MEMORY, SECONDS, TRAINED
-from peft_smop.errors import ConfigError
-from peft_smop.lab import matched_controls, study, variant, write_json
-from peft_smop.methods import DEFAULT_MODEL
-from peft_smop.report import Row, draw
-from peft_smop.report import compare as compare_runs
+from peft_smop.names import DEFAULT_MODEL
+from peft_smop.tasks import check_task
+
+if TYPE_CHECKING:
+    from peft_smop.report import Row
 
 DEFINITIONS = (
     "score: mean ± standard deviation over seeds, on the test examples, once, by the state that"
@@ -38,58 +40,84 @@ DEFINITIONS = (
 
 def compare(
     task: Annotated[
-        str, typer.Option("--task", "-t", help="A task of `smop tasks`, or your own task's YAML.")
+        str,
+        typer.Option(
+            "--task",
+            "-t",
+            help="A task of `smop tasks`, or your own task's YAML.",
+            rich_help_panel=DATA,
+        ),
     ],
     methods: Annotated[
         str,
         typer.Option(
             help="Names of `smop methods`, commas between them; options after colons,"
-            " such as smop:k=8:l=3. The others are held against the first."
+            " such as smop:k=8:l=3. The others are held against the first.",
+            rich_help_panel=METHOD,
         ),
     ] = "smop,single,prompt-tuning-20,prompt-tuning-100",
-    data: Annotated[
-        Path | None, typer.Option(help="Directory of the task's files; without it, the hub.")
-    ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="'embedded', a hub id, a directory or a GGUF file.")
-    ] = DEFAULT_MODEL,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    data: Data = None,
+    preset: Preset = None,
+    train_examples: TrainExamples = None,
+    model: Model = DEFAULT_MODEL,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each method.", rich_help_panel=RUN)
+    ] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.", rich_help_panel=RUN)] = 0,
     trials: Annotated[
         int,
         typer.Option(
-            min=1, help="Learning rates tried for each method, chosen by validation on one seed."
+            min=1,
+            help="Learning rates tried for each method, chosen by validation on one seed.",
+            rich_help_panel=METHOD,
         ),
     ] = 1,
     pack: Annotated[
         int,
-        typer.Option(min=1, help="Runs of the SMoP family that are trained at once, in one pass."),
+        typer.Option(
+            min=1,
+            help="Runs of the SMoP family that are trained at once, in one pass.",
+            rich_help_panel=TRAINING,
+        ),
     ] = 1,
     controls: Annotated[
         bool,
         typer.Option(
             "--controls",
             help="Add to every mixture: prompt tuning at l and at k·l, and the uniform mixture.",
+            rich_help_panel=METHOD,
         ),
     ] = False,
-    epochs: Annotated[float, typer.Option(help="Most passes over the training examples.")] = 50,
-    max_steps: Annotated[int | None, typer.Option(help="Most steps; overrides --epochs.")] = None,
+    epochs: Annotated[
+        float,
+        typer.Option(help="Most passes over the training examples.", rich_help_panel=TRAINING),
+    ] = 50,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Most steps; overrides --epochs.", rich_help_panel=TRAINING)
+    ] = None,
     eval_steps: Annotated[
-        int | None, typer.Option(help="Steps between evaluations; once an epoch by default.")
-    ] = None,
-    train_examples: Annotated[
-        int | None, typer.Option(help="Use only so many training examples.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="How the data are split; see `smop tasks`.")
+        int | None,
+        typer.Option(
+            help="Steps between evaluations; once an epoch by default.", rich_help_panel=TRAINING
+        ),
     ] = None,
     options: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other training option, for all."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other training option, for all.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="For all runs and tables; runs/compare-TASK-MODEL."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="For all runs and tables; runs/compare-TASK-MODEL.",
+            rich_help_panel=RUN,
+        ),
     ] = None,
 ) -> None:
     """Train several methods on equal terms and print one table of scores and one of costs.
@@ -101,9 +129,13 @@ def compare(
     The paper's first table: [bold]smop compare --task rte --data superglue --methods
     smop,prompt-tuning-100,p-tuning-20,full --trials 3[/bold]
     """
-    chosen = [variant(name.strip()) for name in methods.split(",") if name.strip()]
-    if not chosen:
-        raise ConfigError("--methods names no method; see smop methods")
+    check_task(task)
+    names = names_in(methods)
+    from peft_smop.lab import matched_controls, study, variant, write_json
+    from peft_smop.report import compare as compare_runs
+    from peft_smop.report import draw
+
+    chosen = [variant(name) for name in names]
     if controls:
         chosen += matched_controls(chosen)
     training = {"epochs": epochs, "max_steps": max_steps, "eval_steps": eval_steps}
@@ -115,8 +147,8 @@ def compare(
         "model": model,
         "training": {**training, **typed_options(options or [])},
     }
-    names = [Path(part).name.split(".yaml")[0] for part in (task, model)]
-    where = output or Path("runs") / "-".join(["compare", *names])
+    about = [Path(part).name.split(".yaml")[0] for part in (task, model)]
+    where = output or Path("runs") / "-".join(["compare", *about])
     quiet = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         groups = study(
@@ -133,9 +165,9 @@ def compare(
         raise typer.Exit(130) from None
     rows = compare_runs(groups)
     picture = where / "comparison.png"
-    draw(groups, picture, title=f"{names[0]} on {names[1]}")
+    draw(groups, picture, title=f"{about[0]} on {about[1]}")
     write_json(where / "comparison.json", {"methods": [asdict(row) for row in rows]})
-    _print(rows, seeds=seeds, trials=trials, title=f"{names[0]} on {names[1]}")
+    _print(rows, seeds=seeds, trials=trials, title=f"{about[0]} on {about[1]}")
     Console(highlight=False).print(
         f"\n{where}: comparison.json, comparison.png, search.json, and the runs", soft_wrap=True
     )

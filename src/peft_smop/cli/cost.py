@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from peft_smop.cli.definitions import GFLOPS, MEMORY, SECONDS, TRAINED
+from peft_smop.cli.named import names_in
+from peft_smop.cli.options import DATA, METHOD, RUN, Data
 from peft_smop.cli.show import or_dash, plain_table
-from peft_smop.costs import Cost, mean_cost
-from peft_smop.costs.cost import GFLOPS, MEMORY, SECONDS, TRAINED
 from peft_smop.errors import ConfigError
-from peft_smop.lab import Costing, costing, environment, progress_steps, variant, write_json
-from peft_smop.methods import DEFAULT_MODEL
-from peft_smop.report import cost_ratios
+from peft_smop.names import DEFAULT_MODEL
+from peft_smop.tasks import check_task
+
+if TYPE_CHECKING:
+    from peft_smop.costs import Cost
+    from peft_smop.lab import Costing
 
 COLUMNS = {
     "trained": "trained",
@@ -45,42 +49,63 @@ def cost(
     task: Annotated[
         str,
         typer.Option(
-            "--task", "-t", help="A task of `smop tasks` or a YAML; several with commas between."
+            "--task",
+            "-t",
+            help="A task of `smop tasks` or a YAML; several with commas between.",
+            rich_help_panel=DATA,
         ),
     ],
     methods: Annotated[
         str,
-        typer.Option(help="Names of `smop methods`, commas between them. Ratios are to the first."),
+        typer.Option(
+            help="Names of `smop methods`, commas between them. Ratios are to the first.",
+            rich_help_panel=METHOD,
+        ),
     ] = "smop,smop-posterior,single,prompt-tuning-20,prompt-tuning-100,p-tuning-20,full",
-    data: Annotated[
-        Path | None, typer.Option(help="Directory of the task's files; without it, the hub.")
-    ] = None,
+    data: Data = None,
     model: Annotated[
         str,
         typer.Option(
             "--model",
             "-m",
             help="As for `smop train`; t5-small, t5-base and t5-large need no weights.",
+            rich_help_panel=METHOD,
         ),
     ] = DEFAULT_MODEL,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="A directory with the tokenizer to count lengths with.")
+        Path | None,
+        typer.Option(
+            help="A directory with the tokenizer to count lengths with.", rich_help_panel=DATA
+        ),
     ] = None,
     length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of every input; no data are read then.")
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of every input; no data are read then.", rich_help_panel=DATA
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Rows in a batch.", rich_help_panel=RUN)
+    ] = 32,
     batches: Annotated[
         Literal["sorted", "random"],
-        typer.Option(help="Time and memory of batches of similar length, or in random order."),
+        typer.Option(
+            help="Time and memory of batches of similar length, or in random order.",
+            rich_help_panel=RUN,
+        ),
     ] = "sorted",
     steps: Annotated[
-        int, typer.Option(min=0, help="Steps to time; 0 leaves time and memory out.")
+        int,
+        typer.Option(
+            min=0, help="Steps to time; 0 leaves time and memory out.", rich_help_panel=RUN
+        ),
     ] = 3,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="Of the backbone.")
+        Literal["auto", "fp32", "bf16"], typer.Option(help="Of the backbone.", rich_help_panel=RUN)
     ] = "auto",
-    json: Annotated[Path | None, typer.Option(help="A file for all figures.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="A file for all figures.", rich_help_panel=RUN)
+    ] = None,
 ) -> None:
     """Measure what methods cost: parameters, operations, time, memory. Nothing is learned.
 
@@ -88,12 +113,16 @@ def cost(
 
     The paper's: [bold]smop cost --task rte --data superglue --model t5-base[/bold]
     """
-    chosen = [variant(name.strip()) for name in methods.split(",") if name.strip()]
+    names = names_in(methods)
     tasks = [name.strip() for name in task.split(",") if name.strip()]
-    if not chosen:
-        raise ConfigError("--methods names no method; see smop methods")
     if not tasks:
         raise ConfigError("--task names no task; see smop tasks")
+    for one in tasks:
+        check_task(one)
+    from peft_smop.costs import mean_cost
+    from peft_smop.lab import costing, environment, progress_steps, variant, write_json
+
+    chosen = [variant(name) for name in names]
     quiet = Console(stderr=True, highlight=False)
     found = []
     with Progress(
@@ -195,6 +224,8 @@ def _print_costs(console: Console, found: Costing) -> None:
 def _print_ratios(
     console: Console, costs: Sequence[Cost], *, model: str, tasks: Sequence[str]
 ) -> None:
+    from peft_smop.report import cost_ratios
+
     rows = cost_ratios(costs, model=model, tasks=tasks)
     shown = [kind for kind in COLUMNS if kind in rows[0].ours]
     with_paper = any(row.paper for row in rows)

@@ -6,15 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from peft_smop.lab import RunSpec, load_trained, part_of_task, run
-from peft_smop.report import Row, compare, draw, draw_routes
-from peft_smop.scoring import certify
+if TYPE_CHECKING:
+    from peft_smop.report import Row
 
 MIXTURE = "SMoP by posterior, k=4 l=5"
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -46,6 +45,9 @@ def demo(
 
     Example: [bold]smop demo --seeds 5[/bold]
     """
+    from peft_smop.lab import RunSpec, run
+    from peft_smop.report import compare, draw
+
     console = Console(highlight=False)
     started = time.monotonic()
     console.print(
@@ -98,6 +100,10 @@ def demo(
 
 def _certify(path: Path, picture: Path) -> str:
     """What routing is worth in a run, on its validation examples, drawn; the verdict."""
+    from peft_smop.lab import load_trained, part_of_task
+    from peft_smop.report import draw_routes
+    from peft_smop.scoring import certify
+
     trained = load_trained(path)
     examples = part_of_task(trained, "validation").examples
     found = certify(trained.model, trained.formulation, examples)

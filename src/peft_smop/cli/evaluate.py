@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from peft_smop.cli.named import check_path
 from peft_smop.cli.options import (
     BackboneOfTrained,
     DataOfTrained,
@@ -18,9 +19,6 @@ from peft_smop.cli.options import (
 )
 from peft_smop.cli.show import score_lines, warn_of_others
 from peft_smop.errors import RunError
-from peft_smop.lab import load_trained, part_of_task, score_as_dict, write_json
-from peft_smop.scoring import evaluate as evaluate_examples
-from peft_smop.scoring import majority_label
 
 
 def evaluate(
@@ -40,6 +38,11 @@ def evaluate(
     """
     if output is not None and output.is_dir():
         raise RunError(f"{output} is a directory; expected a file for the score")
+    check_path(path)
+    from peft_smop.lab import load_trained, part_of_task, score_as_dict, write_json
+    from peft_smop.scoring import evaluate as evaluate_examples
+    from peft_smop.scoring import majority_label
+
     trained = load_trained(path, task=task, model=model, data=data)
     own = part_of_task(trained, part.value, seed=seed)
     console = Console(highlight=False)

@@ -1,4 +1,4 @@
-"""The arguments of the commands that take up something trained."""
+"""The arguments that several commands have, and the groups in which help lists them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
+
+DATA, METHOD, TRAINING, RUN = "Task and data", "Model and method", "Training", "The run"
 
 
 class Part(StrEnum):
@@ -29,4 +31,24 @@ DataOfTrained: TypeAlias = Annotated[
 ]
 BackboneOfTrained: TypeAlias = Annotated[
     str | None, typer.Option("--model", "-m", help="The backbone; the adapter's by default.")
+]
+Data: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="Directory of the task's files; without it, the hub.", rich_help_panel=DATA),
+]
+Preset: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="How the data are split; see `smop tasks`.", rich_help_panel=DATA),
+]
+TrainExamples: TypeAlias = Annotated[
+    int | None, typer.Option(help="Use only so many training examples.", rich_help_panel=DATA)
+]
+Model: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="'embedded', a hub id, a directory or a GGUF file.",
+        rich_help_panel=METHOD,
+    ),
 ]

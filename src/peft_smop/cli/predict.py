@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from peft_smop.cli.named import check_path
 from peft_smop.cli.options import BackboneOfTrained, TaskOfAdapter, TrainedPath
-from peft_smop.lab import load_trained, predictions_as_rows, write_jsonl
-from peft_smop.scoring import predict as predict_examples
 from peft_smop.tasks import read_inputs
 
 
@@ -35,6 +34,10 @@ def predict(
 
     Example: [bold]echo '{"text": "..."}' | smop predict runs/cb-t5-base-smop-s0[/bold]
     """
+    check_path(path)
+    from peft_smop.lab import load_trained, predictions_as_rows, write_jsonl
+    from peft_smop.scoring import predict as predict_examples
+
     trained = load_trained(path, task=task, model=model)
     examples = read_inputs(trained.task, sys.stdin if str(source) == "-" else source)
     predictions = predict_examples(

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from peft_smop.cli.named import check_path
 from peft_smop.cli.options import (
     BackboneOfTrained,
     DataOfTrained,
@@ -20,10 +21,6 @@ from peft_smop.cli.options import (
 )
 from peft_smop.cli.show import plain_table, warn_of_others
 from peft_smop.errors import RunError
-from peft_smop.lab import load_trained, part_of_task, write_json
-from peft_smop.report import WHO, draw_routes
-from peft_smop.scoring import certify
-from peft_smop.tuner import SMoPModel
 
 
 def routes(
@@ -45,6 +42,12 @@ def routes(
     """
     if output is not None and output.exists() and not output.is_dir():
         raise RunError(f"{output} is a file; expected a directory for routes.json and routes.png")
+    check_path(path)
+    from peft_smop.lab import load_trained, part_of_task, write_json
+    from peft_smop.report import WHO, draw_routes
+    from peft_smop.scoring import certify
+    from peft_smop.tuner import SMoPModel
+
     trained = load_trained(path, task=task, model=model, data=data)
     spec = trained.spec
     own = part_of_task(trained, part.value)

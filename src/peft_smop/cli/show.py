@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from peft_smop.errors import ConfigError
-from peft_smop.lab import PartOfTask, typed
+from peft_smop.names import typed
+
+if TYPE_CHECKING:
+    from peft_smop.lab import PartOfTask
 
 
 def typed_options(given: Sequence[str]) -> dict[str, Any]:
@@ -27,6 +30,15 @@ def typed_options(given: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {option}: expected KEY=VALUE")
         found[key] = typed(value)
     return found
+
+
+def fits(head: str, text: str) -> Table:
+    """A head and a text beside it, whose lines stay beside it at any width."""
+    table = Table.grid()
+    table.add_column(no_wrap=True)
+    table.add_column()
+    table.add_row(Text(head), Text(text))
+    return table
 
 
 def plain_table(*columns: str) -> Table:

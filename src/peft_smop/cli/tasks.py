@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from peft_smop.cli.show import fits
 from peft_smop.errors import unknown
 from peft_smop.tasks import CATALOGUE, PRESETS
 
@@ -35,18 +36,14 @@ def tasks(
             "splits": "; ".join(f"{p}: {PRESETS[p].description}" for p in entry.presets),
         }
         for key, value in rows.items():
-            console.print(f"{key:>9}  {value}", markup=False, soft_wrap=True)
+            console.print(fits(f"{key:>9}  ", value))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("task", "about", "labels", "metric", "data"):
+    for column in ("task", "about", "labels", "metric"):
         table.add_column(column)
     for key, entry in CATALOGUE.items():
-        table.add_row(
-            key,
-            entry.task.description,
-            ", ".join(entry.task.verbalizers),
-            entry.task.metric,
-            entry.source,
-        )
+        task = entry.task
+        table.add_row(key, task.description, ", ".join(task.verbalizers), task.metric)
     console.print(table)
+    console.print("Where the data come from: smop tasks NAME.")
     console.print("Your own: a YAML with name, template, labels and data; see docs/tasks.md.")

@@ -8,105 +8,172 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from peft_smop.cli.named import default_name
+from peft_smop.cli.options import DATA, METHOD, RUN, TRAINING, Data, Model, Preset, TrainExamples
 from peft_smop.cli.show import print_result, typed_options
-from peft_smop.lab import RunSpec, run, variant
-from peft_smop.methods import DEFAULT_MODEL, MethodSpec
-from peft_smop.tuner import STRATEGIES
+from peft_smop.names import DEFAULT_MODEL, check_names
+from peft_smop.tasks import check_task
 
 
 def train(
     task: Annotated[
-        str, typer.Option("--task", "-t", help="A task of `smop tasks`, or your own task's YAML.")
+        str,
+        typer.Option(
+            "--task",
+            "-t",
+            help="A task of `smop tasks`, or your own task's YAML.",
+            rich_help_panel=DATA,
+        ),
     ],
-    data: Annotated[
-        Path | None, typer.Option(help="Directory of the task's files; without it, the hub.")
-    ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="'embedded', a hub id, a directory or a GGUF file.")
-    ] = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="A name of `smop methods`, such as lora-8.")] = "smop",
+    data: Data = None,
+    preset: Preset = None,
+    train_examples: TrainExamples = None,
+    model: Model = DEFAULT_MODEL,
+    method: Annotated[
+        str, typer.Option(help="A name of `smop methods`, such as lora-8.", rich_help_panel=METHOD)
+    ] = "smop",
     num_prompts: Annotated[
-        int | None, typer.Option("--num-prompts", "-k", help="Soft prompts; 4 by default.")
+        int | None,
+        typer.Option(
+            "--num-prompts", "-k", help="Soft prompts; 4 by default.", rich_help_panel=METHOD
+        ),
     ] = None,
     num_virtual_tokens: Annotated[
         int | None,
-        typer.Option("--num-virtual-tokens", "-l", help="Length of one soft prompt; 5 by default."),
+        typer.Option(
+            "--num-virtual-tokens",
+            "-l",
+            help="Length of one soft prompt; 5 by default.",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     routing: Annotated[
-        str | None, typer.Option(help=f"How SMoP routes: {', '.join(STRATEGIES)}.")
+        str | None,
+        typer.Option(
+            help="How SMoP routes; `smop methods smop` lists the ways.", rich_help_panel=METHOD
+        ),
     ] = None,
     position: Annotated[
         str | None,
-        typer.Option(help="Of a prompt: before the text, the default, or after it (causal LMs)."),
+        typer.Option(
+            help="Of a prompt: before the text, the default, or after it (causal LMs).",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     perturbation: Annotated[
         bool | None,
-        typer.Option("--perturbation/--no-perturbation", help="Noise on the router in training."),
+        typer.Option(
+            "--perturbation/--no-perturbation",
+            help="Noise on the router in training.",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="Prompts start from: vocabulary, normal, labels, text, adapter."),
+        typer.Option(
+            help="Prompts start from: vocabulary, normal, labels, text, adapter.",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
-    init_text: Annotated[str | None, typer.Option(help="The text, for --init text.")] = None,
+    init_text: Annotated[
+        str | None, typer.Option(help="The text, for --init text.", rich_help_panel=METHOD)
+    ] = None,
     init_adapter: Annotated[
-        str | None, typer.Option(help="A saved adapter's directory, for --init adapter.")
+        str | None,
+        typer.Option(
+            help="A saved adapter's directory, for --init adapter.", rich_help_panel=METHOD
+        ),
     ] = None,
     epochs: Annotated[
-        float | None, typer.Option(help="Most passes over the training examples; 50.")
+        float | None,
+        typer.Option(help="Most passes over the training examples; 50.", rich_help_panel=TRAINING),
     ] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Most steps; overrides --epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples in a step; 32.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Most steps; overrides --epochs.", rich_help_panel=TRAINING)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples in a step; 32.", rich_help_panel=TRAINING)
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
             "--learning-rate",
             "--lr",
             help="By default the method's: 0.5 for prompts, 1e-4 for weights.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="adafactor, the default, or adamw_torch.")
+        str | None,
+        typer.Option(help="adafactor, the default, or adamw_torch.", rich_help_panel=TRAINING),
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="1e-5 by default.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="1e-5 by default.", rich_help_panel=TRAINING)
+    ] = None,
     warmup_ratio: Annotated[
-        float | None, typer.Option(help="Share of steps to warm up; 0.06.")
+        float | None,
+        typer.Option(help="Share of steps to warm up; 0.06.", rich_help_panel=TRAINING),
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="linear, the default, cosine or constant_with_warmup.")
+        str | None,
+        typer.Option(
+            help="linear, the default, cosine or constant_with_warmup.", rich_help_panel=TRAINING
+        ),
     ] = None,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+        bool,
+        typer.Option(
+            "--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=TRAINING
+        ),
     ] = False,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many evaluations without improvement; 10.")
+        int | None,
+        typer.Option(
+            help="Stop after so many evaluations without improvement; 10.", rich_help_panel=TRAINING
+        ),
     ] = None,
     eval_steps: Annotated[
-        int | None, typer.Option(help="Steps between evaluations; once an epoch by default.")
+        int | None,
+        typer.Option(
+            help="Steps between evaluations; once an epoch by default.", rich_help_panel=TRAINING
+        ),
     ] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest input in tokens; 512.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest input in tokens; 512.", rich_help_panel=TRAINING)
+    ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Of the backbone: auto, the default, fp32 or bf16.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="How the data are split; see `smop tasks`.")
-    ] = None,
-    train_examples: Annotated[
-        int | None, typer.Option(help="Use only so many training examples.")
+        str | None,
+        typer.Option(
+            help="Of the backbone: auto, the default, fp32 or bf16.", rich_help_panel=TRAINING
+        ),
     ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Any other option of the method or its training."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other option of the method or its training.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of split, start, order and noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of split, start, order and noise.", rich_help_panel=RUN)
+    ] = 0,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The run's directory; runs/TASK-MODEL-METHOD-sSEED."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The run's directory; runs/TASK-MODEL-METHOD-sSEED.",
+            rich_help_panel=RUN,
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a stopped run.", rich_help_panel=RUN)
+    ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete an earlier run in --output.")
+        bool,
+        typer.Option("--overwrite", help="Delete an earlier run in --output.", rich_help_panel=RUN),
     ] = False,
 ) -> None:
     """Train soft prompts on a task, choose by validation, test once, save the adapter.
@@ -115,6 +182,11 @@ def train(
 
     Without a network: [bold]smop train --task medley --model embedded --epochs 20[/bold]
     """
+    check_task(task)
+    check_names([method])
+    from peft_smop.lab import RunSpec, run, variant
+    from peft_smop.methods import MethodSpec
+
     console = Console(stderr=True, highlight=False)
     chosen = variant(method)
     asked = {
@@ -158,7 +230,7 @@ def train(
         "training": {**chosen.training, **training_options},
     }
     spec = RunSpec.of(content)
-    where = output or Path("runs") / default_name(spec, chosen.name)
+    where = output or Path("runs") / default_name(spec.task, spec.model, chosen.name, spec.seed)
     try:
         result = run(
             spec,
@@ -173,11 +245,3 @@ def train(
         console.print(f"stopped; {where} is kept: the same command with --resume goes on with it")
         raise typer.Exit(130) from None
     print_result(Console(highlight=False), result, where)
-
-
-def default_name(spec: RunSpec, method: str) -> str:
-    """A run's directory when none is given."""
-    # not Path.stem, which would cut Llama-3.2-1B at its dot
-    task = Path(spec.task).name.removesuffix(".yaml").removesuffix(".yml")
-    model = Path(spec.model).name.removesuffix(".gguf")
-    return "-".join([task, model, method.replace(":", "-"), f"s{spec.seed}"])

@@ -8,7 +8,7 @@ from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
 from peft_smop.lab.study import study
 from peft_smop.lab.trained import PartOfTask, Trained, load_trained, part_of_task
-from peft_smop.lab.variants import Variant, matched_controls, typed, variant, variants
+from peft_smop.lab.variants import Variant, matched_controls, variant, variants
 
 __all__ = [
     "Costing",
@@ -30,7 +30,6 @@ __all__ = [
     "run_packed",
     "score_as_dict",
     "study",
-    "typed",
     "variant",
     "variants",
     "write_json",

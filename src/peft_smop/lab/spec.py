@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peft_smop.errors import ConfigError, unknown
 from peft_smop.lab.store import write_whole
-from peft_smop.methods import DEFAULT_MODEL, MethodSpec
+from peft_smop.methods import MethodSpec
+from peft_smop.names import DEFAULT_MODEL
 from peft_smop.training import TrainingOptions
 
 

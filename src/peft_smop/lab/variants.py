@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
 from peft import PeftConfig
 
 from peft_smop.errors import ConfigError, unknown
 from peft_smop.lab.spec import RunSpec
-from peft_smop.methods import METHODS, MethodSpec, Setting, configure, method_of
+from peft_smop.methods import MethodSpec, Setting, configure, method_of
+from peft_smop.names import SHORT, Listed, check_names, listed, typed
 from peft_smop.training import TrainingOptions
 from peft_smop.tuner import SMoPConfig
 
-FILE = Path(__file__).with_name("variants.yaml")
-SHORT = {"k": "num_prompts", "l": "num_virtual_tokens", "r": "rank", "d": "bottleneck_size"}
-SHORT |= {"lr": "learning_rate"}
 OF_A_ROUTER = ("router_learning_rate", "revive_dead_prompts")
 OF_PROMPTS = ("parameterisation", "hidden_size", "rank", "init", "init_text", "init_adapter")
 
 
 @dataclass(frozen=True)
-class Variant:
+class Variant(Listed):
     """A method with its options, and the training options that go with it."""
-
-    name: str
-    method: dict[str, Any]
-    training: dict[str, Any] = field(default_factory=dict)
-    paper: str = "ours"
-    """The table of the paper in which it stands, or "ours"."""
 
     @property
     def spec(self) -> MethodSpec:
@@ -49,12 +39,9 @@ class Variant:
 @cache
 def variants() -> dict[str, Variant]:
     """The variants of the data file, and every method with its defaults."""
-    listed = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    found = {
-        name: Variant(name, entry["method"], entry.get("training", {}), str(entry["paper"]))
-        for name, entry in listed.items()
+    return {
+        name: Variant(name, one.method, one.training, one.paper) for name, one in listed().items()
     }
-    return found | {name: Variant(name, {"name": name}) for name in METHODS if name not in found}
 
 
 def variant(text: str) -> Variant:
@@ -66,9 +53,8 @@ def variant(text: str) -> Variant:
     Raises:
         ConfigError: the name or an option is unknown, or a value cannot be.
     """
+    check_names([text])
     name, *options = text.split(":")
-    if name not in variants():
-        raise unknown("method", name, variants())
     found = variants()[name]
     method, training = dict(found.method), dict(found.training)
     for option in options:
@@ -85,15 +71,6 @@ def variant(text: str) -> Variant:
             raise unknown("option", key, known)
     RunSpec.of({"task": "any", "method": method, "training": training}, place=repr(text))
     return Variant(text, method, training, found.paper)
-
-
-def typed(value: str) -> Any:
-    """A value of its own type: 3, 0.5, true, or the text itself."""
-    try:
-        found = yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
-    return value if isinstance(found, dict | list) else found
 
 
 def check_method(one: Variant) -> PeftConfig | None:

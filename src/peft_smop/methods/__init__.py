@@ -2,7 +2,6 @@
 
 from peft_smop.methods.adapters import check_adapter, load_adapter, read_config
 from peft_smop.methods.backbones import (
-    DEFAULT_MODEL,
     LoadedBackbone,
     default_device,
     load_backbone,
@@ -24,7 +23,6 @@ from peft_smop.methods.catalogue import (
 from peft_smop.methods.shapes import SHAPES, is_shape_only, random_backbone
 
 __all__ = [
-    "DEFAULT_MODEL",
     "METHODS",
     "SHAPES",
     "LoadedBackbone",

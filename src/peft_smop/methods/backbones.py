@@ -25,14 +25,13 @@ from transformers.models.auto.modeling_auto import (
 from peft_smop.embedded import MODEL_NAME
 from peft_smop.errors import CheckpointError, ConfigError, unknown
 from peft_smop.methods.sources import UNREADABLE, Source, forget_quantization, unpacked
+from peft_smop.names import KNOWN_NAMES
 
 AUTO_CLASSES = {
     "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
     "CAUSAL_LM": AutoModelForCausalLM,
     "SEQ_CLS": AutoModelForSequenceClassification,
 }
-DEFAULT_MODEL = "t5-base"
-KNOWN_NAMES = (MODEL_NAME, "t5-small", "t5-base", "t5-large", "google/flan-t5-base")
 LARGE_FOR_A_CPU = 50_000_000
 """Parameters from which a CPU's bf16 units are used; smaller models gain little and lose digits."""
 

@@ -23,13 +23,9 @@ from transformers import PreTrainedModel
 
 from peft_smop.bottleneck import BottleneckConfig
 from peft_smop.errors import ConfigError, unknown
+from peft_smop.names import DESCRIBED
 from peft_smop.tuner import STRATEGIES, SMoPConfig
 from peft_smop.tuner.config import PENALTY_OPTIONS, ROUTING_OPTIONS
-
-PROMPT_RATES = (0.5, 0.3, 0.1)
-"""The paper's learning rates for prompts (appendix C), searched in this order."""
-WEIGHT_RATES = (1e-4, 5e-5, 1e-5)
-"""The paper's learning rates for adapters and for full fine-tuning (appendix C)."""
 
 
 class _Method(BaseModel):
@@ -95,11 +91,6 @@ class Method:
     learning_rates: tuple[float, ...]
     virtual_tokens: int = 0
     """The default length of the prompt before an input."""
-
-
-_INIT = frozenset({"init", "init_text", "init_adapter"})
-_PROMPT = _INIT | {"num_virtual_tokens", "position", "parameterisation", "hidden_size", "rank"}
-_MIXTURE = _PROMPT | {"num_prompts", "routing"} | _OF_ROUTING.keys()
 
 
 def _smop(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
@@ -177,79 +168,29 @@ def _bottlenecks(
     return configure
 
 
+_CONFIGURE: dict[str, Callable[[Mapping[str, Any], Setting], PeftConfig | None]] = {
+    "smop": _smop,
+    "single": _single,
+    "told": _told,
+    "prompt-tuning": _prompt_tuning,
+    "p-tuning": _p_tuning,
+    "prefix-tuning": _prefix_tuning,
+    "lora": _lora,
+    "ia3": _ia3,
+    "houlsby": _bottlenecks("houlsby"),
+    "pfeiffer": _bottlenecks("pfeiffer"),
+    "full": lambda given, setting: None,
+}
+
 METHODS: dict[str, Method] = {
-    "smop": Method(
-        "sparse mixture of soft prompts: k prompts of l tokens and a router",
-        _smop,
-        _MIXTURE,
-        PROMPT_RATES,
-        virtual_tokens=5,
-    ),
-    "single": Method(
-        "one soft prompt of l tokens, through our tuner",
-        _single,
-        _PROMPT,
-        PROMPT_RATES,
-        virtual_tokens=5,
-    ),
-    "told": Method(
-        "one soft prompt of l tokens for each sub-population, told which (a control)",
-        _told,
-        _PROMPT,
-        PROMPT_RATES,
-        virtual_tokens=5,
-    ),
-    "prompt-tuning": Method(
-        "one soft prompt of l tokens, PEFT's own",
-        _prompt_tuning,
-        frozenset({"num_virtual_tokens"}),
-        PROMPT_RATES,
-        virtual_tokens=5,
-    ),
-    "p-tuning": Method(
-        "one soft prompt of l tokens behind an MLP (Liu et al., 2021)",
-        _p_tuning,
-        frozenset({"num_virtual_tokens", "hidden_size"}),
-        PROMPT_RATES,
-        virtual_tokens=20,
-    ),
-    "prefix-tuning": Method(
-        "trained keys and values before every layer's own (Li and Liang, 2021)",
-        _prefix_tuning,
-        frozenset({"num_virtual_tokens"}),
-        PROMPT_RATES,
-        virtual_tokens=20,
-    ),
-    "lora": Method(
-        "low-rank changes of the queries' and values' weights (Hu et al., 2022)",
-        _lora,
-        frozenset({"rank"}),
-        WEIGHT_RATES,
-    ),
-    "ia3": Method(
-        "trained scales of keys, values and feed-forward (Liu et al., 2022)",
-        _ia3,
-        frozenset(),
-        WEIGHT_RATES,
-    ),
-    "houlsby": Method(
-        "bottlenecks after attention and after feed-forward (Houlsby et al., 2019)",
-        _bottlenecks("houlsby"),
-        frozenset({"bottleneck_size"}),
-        WEIGHT_RATES,
-    ),
-    "pfeiffer": Method(
-        "bottlenecks after feed-forward (Pfeiffer et al., 2021)",
-        _bottlenecks("pfeiffer"),
-        frozenset({"bottleneck_size"}),
-        WEIGHT_RATES,
-    ),
-    "full": Method(
-        "full fine-tuning: every weight of the backbone",
-        lambda given, setting: None,
-        frozenset(),
-        WEIGHT_RATES,
-    ),
+    name: Method(
+        said.description,
+        _CONFIGURE[name],
+        said.options | (_OF_ROUTING.keys() if said.routes else set()),
+        said.learning_rates,
+        said.virtual_tokens,
+    )
+    for name, said in DESCRIBED.items()
 }
 
 

@@ -1,6 +1,6 @@
 """Text in, verbalizer out: SuperGLUE, the generated task, your own files, and their splits."""
 
-from peft_smop.tasks.catalogue import CATALOGUE, Entry, TaskData, load_task, task_names
+from peft_smop.tasks.catalogue import CATALOGUE, Entry, TaskData, check_task, load_task, task_names
 from peft_smop.tasks.examples import read_inputs
 from peft_smop.tasks.splits import PRESETS, Preset, Split
 from peft_smop.tasks.task import METRICS, Example, Task
@@ -15,6 +15,7 @@ __all__ = [
     "Split",
     "Task",
     "TaskData",
+    "check_task",
     "load_task",
     "read_inputs",
     "task_names",

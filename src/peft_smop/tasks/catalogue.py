@@ -11,7 +11,6 @@ from typing import NamedTuple
 from peft_smop.errors import ConfigError, unknown
 from peft_smop.tasks.holdout import Examples
 from peft_smop.tasks.medley import MEDLEY, load_medley
-from peft_smop.tasks.own import load_own
 from peft_smop.tasks.splits import Split, make_split
 from peft_smop.tasks.superglue import SUPERGLUE, load_superglue
 from peft_smop.tasks.task import Task
@@ -71,6 +70,21 @@ def task_names() -> tuple[str, ...]:
     return tuple(CATALOGUE)
 
 
+def is_own(name_or_yaml: str | Path) -> bool:
+    """Whether a name is the path of a task's own YAML."""
+    return Path(name_or_yaml).suffix.lower() in _YAML_ENDINGS
+
+
+def check_task(name: str | Path) -> None:
+    """Refuse a name that is neither a task's of the catalogue nor a YAML's.
+
+    Raises:
+        ConfigError: with the nearest names.
+    """
+    if not is_own(name) and str(name) not in CATALOGUE:
+        raise unknown("task", str(name), CATALOGUE, remedy=_OWN)
+
+
 def load_task(
     name_or_yaml: str | Path, *, data: Path | None = None, preset: str | None = None, seed: int = 0
 ) -> TaskData:
@@ -86,16 +100,17 @@ def load_task(
         ConfigError: where name, preset, seed or data cannot be used, or the hub not be reached.
         DataError: naming the file and the line that cannot be used.
     """
-    if Path(name_or_yaml).suffix.lower() in _YAML_ENDINGS:
+    if is_own(name_or_yaml):
         if data is not None:
             raise ConfigError(
                 f"data={str(data)!r} beside {name_or_yaml}, which names its own files"
             )
+        from peft_smop.tasks.own import load_own  # its checks of types take a while to set up
+
         task, parts, sources = load_own(Path(name_or_yaml))
     else:
         name = str(name_or_yaml)
-        if name not in CATALOGUE:
-            raise unknown("task", name, CATALOGUE, remedy=_OWN)
+        check_task(name)
         task = CATALOGUE[name].task
         parts, sources = CATALOGUE[name].load(data, seed)
     split = make_split(parts, task.labels, preset=preset, seed=seed, sources=sources)

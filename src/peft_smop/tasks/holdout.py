@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from peft_smop.errors import DataError
 from peft_smop.tasks.task import Example
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Examples = tuple[Example, ...]
 
@@ -42,6 +44,7 @@ def hold_out(examples: Sequence[Example], count: int, seed: int) -> tuple[Exampl
 
 
 def _held_rows(examples: Sequence[Example], count: int, seed: int) -> list[int]:
+    import numpy as np
     from sklearn.model_selection import StratifiedShuffleSplit
 
     labels = _labels(examples)
@@ -61,6 +64,7 @@ def _held_rows(examples: Sequence[Example], count: int, seed: int) -> list[int]:
 
 
 def _held_groups(examples: Sequence[Example], count: int, seed: int) -> list[int]:
+    import numpy as np
     from sklearn.model_selection import StratifiedGroupKFold
 
     labels = _labels(examples)
@@ -90,4 +94,6 @@ def _held_groups(examples: Sequence[Example], count: int, seed: int) -> list[int
 
 
 def _labels(examples: Sequence[Example]) -> np.ndarray:
+    import numpy as np
+
     return np.array([_UNLABELLED if e.label is None else e.label for e in examples], dtype=int)

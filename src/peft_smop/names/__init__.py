@@ -1,0 +1,22 @@
+"""The names that a user types, and what stands behind them; nothing heavy is imported here.
+
+So a command can say what there is, and what a typing error meant, before torch is needed.
+"""
+
+from peft_smop.names.methods import DESCRIBED, PROMPT_RATES, WEIGHT_RATES, Described
+from peft_smop.names.models import DEFAULT_MODEL, KNOWN_NAMES
+from peft_smop.names.variants import SHORT, Listed, check_names, listed, typed
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "DESCRIBED",
+    "KNOWN_NAMES",
+    "PROMPT_RATES",
+    "SHORT",
+    "WEIGHT_RATES",
+    "Described",
+    "Listed",
+    "check_names",
+    "listed",
+    "typed",
+]

@@ -1,0 +1,85 @@
+"""The methods: what each is, takes and costs, apart from how it is configured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PROMPT_RATES = (0.5, 0.3, 0.1)
+"""The paper's learning rates for prompts (appendix C), searched in this order."""
+WEIGHT_RATES = (1e-4, 5e-5, 1e-5)
+"""The paper's learning rates for adapters and for full fine-tuning (appendix C)."""
+
+_INIT = frozenset({"init", "init_text", "init_adapter"})
+_PROMPT = _INIT | {"num_virtual_tokens", "position", "parameterisation", "hidden_size", "rank"}
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is said of a method."""
+
+    description: str
+    options: frozenset[str]
+    """Without those of routing strategies, which a method that `routes` takes too."""
+    learning_rates: tuple[float, ...]
+    virtual_tokens: int = 0
+    """The default length of the prompt before an input."""
+    routes: bool = False
+
+
+DESCRIBED: dict[str, Described] = {
+    "smop": Described(
+        "sparse mixture of soft prompts: k prompts of l tokens and a router",
+        _PROMPT | {"num_prompts", "routing"},
+        PROMPT_RATES,
+        virtual_tokens=5,
+        routes=True,
+    ),
+    "single": Described(
+        "one soft prompt of l tokens, through our tuner", _PROMPT, PROMPT_RATES, virtual_tokens=5
+    ),
+    "told": Described(
+        "one soft prompt of l tokens for each sub-population, told which (a control)",
+        _PROMPT,
+        PROMPT_RATES,
+        virtual_tokens=5,
+    ),
+    "prompt-tuning": Described(
+        "one soft prompt of l tokens, PEFT's own",
+        frozenset({"num_virtual_tokens"}),
+        PROMPT_RATES,
+        virtual_tokens=5,
+    ),
+    "p-tuning": Described(
+        "one soft prompt of l tokens behind an MLP (Liu et al., 2021)",
+        frozenset({"num_virtual_tokens", "hidden_size"}),
+        PROMPT_RATES,
+        virtual_tokens=20,
+    ),
+    "prefix-tuning": Described(
+        "trained keys and values before every layer's own (Li and Liang, 2021)",
+        frozenset({"num_virtual_tokens"}),
+        PROMPT_RATES,
+        virtual_tokens=20,
+    ),
+    "lora": Described(
+        "low-rank changes of the queries' and values' weights (Hu et al., 2022)",
+        frozenset({"rank"}),
+        WEIGHT_RATES,
+    ),
+    "ia3": Described(
+        "trained scales of keys, values and feed-forward (Liu et al., 2022)",
+        frozenset(),
+        WEIGHT_RATES,
+    ),
+    "houlsby": Described(
+        "bottlenecks after attention and after feed-forward (Houlsby et al., 2019)",
+        frozenset({"bottleneck_size"}),
+        WEIGHT_RATES,
+    ),
+    "pfeiffer": Described(
+        "bottlenecks after feed-forward (Pfeiffer et al., 2021)",
+        frozenset({"bottleneck_size"}),
+        WEIGHT_RATES,
+    ),
+    "full": Described("full fine-tuning: every weight of the backbone", frozenset(), WEIGHT_RATES),
+}

@@ -1,0 +1,97 @@
+"""What needs no model is answered before torch is imported, and fits a terminal."""
+
+import subprocess
+import sys
+
+import pytest
+
+LIGHT = [
+    (["--help"], 0, "Usage"),
+    (["--version"], 0, "smop 0."),
+    (["train", "--help"], 0, "--max-steps"),
+    (["compare", "--help"], 0, "--trials"),
+    (["predict", "--help"], 0, "INPUT"),
+    (["tasks"], 0, "medley"),
+    (["tasks", "cb"], 0, "premise"),
+    (["methods"], 0, "smop-posterior"),
+    (["trian"], 2, "train"),
+    (["train", "--tsak", "cb"], 2, "--task"),
+    (["train", "-t", "medley", "--seed", "one"], 2, "--seed"),
+    (["train", "-t", "medly"], 2, "did you mean medley?"),
+    (["train", "-t", "medley", "--method", "smopp"], 2, "did you mean smop"),
+    (["compare", "-t", "medley", "--methods", "smop,lora8"], 2, "did you mean lora-8"),
+    (["compare", "-t", "medley", "--methods", ","], 2, "names no method"),
+    (["cost", "-t", "medley,rtee"], 2, "did you mean rte?"),
+    (["tasks", "cbb"], 2, "did you mean cb?"),
+    (["methods", "smop-posteriro"], 2, "did you mean smop-posterior"),
+    (["evaluate", "nowhere"], 2, "nowhere is not a directory"),
+    (["predict", "nowhere"], 2, "nowhere is not a directory"),
+    (["routes", "nowhere"], 2, "nowhere is not a directory"),
+]
+PROGRAM = """
+import io, sys
+from contextlib import redirect_stderr, redirect_stdout
+from peft_smop.cli import main
+for arguments, code, word in {cases!r}:
+    sys.argv = ["smop", *arguments]
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            main()
+    except SystemExit as ended:
+        assert (ended.code or 0) == code, (arguments, ended.code, said.getvalue())
+    assert word in said.getvalue(), (arguments, said.getvalue())
+    assert "Traceback" not in said.getvalue(), arguments
+    heavy = {{"torch", "transformers", "peft", "sklearn", "matplotlib"}} & set(sys.modules)
+    assert not heavy, (arguments, heavy)
+"""
+
+
+def test_help_lists_and_typing_errors_import_nothing_heavy():
+    program = PROGRAM.format(cases=LIGHT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from peft_smop.tuner import SMoPConfig",
+        "from peft_smop.bottleneck import BottleneckConfig",
+        "import sys, importlib.util as util, peft_smop\nassert 'torch' not in sys.modules\n"
+        "assert util.find_spec('peft')\nimport peft",
+    ],
+)
+def test_peft_knows_both_methods_in_whatever_order_things_are_imported(first):
+    known = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known"
+    program = f"{first}\n{known}\nassert {{'SMOP', 'BOTTLENECK'}} <= {{k.value for k in known}}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("tasks",), ("tasks", "cb"), ("methods",), ("methods", "smop"), ("methods", "ia3")]
+)
+def test_lists_fit_eighty_columns_and_nothing_is_cut(smop, command):
+    code, out, _ = smop(*command)
+    assert code == 0
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+    assert "…" not in out
+
+
+def test_a_method_is_shown_with_its_own_options_and_those_of_its_training(smop):
+    _, out, _ = smop("methods", "lora-8")
+    assert "stands for: lora rank=8" in out
+    assert "rank (r): whole number" in out
+    assert "learning_rate (lr): number" in out
+    assert "num_prompts" not in out
+    _, out, _ = smop("methods", "smop-posterior")
+    assert "num_prompts (k): whole number" in out
+    assert "load_balancing: number" in out
+    assert "posterior: " in out
+
+
+def test_help_shows_options_in_groups(smop):
+    _, out, _ = smop("train", "--help")
+    for group in ("Task and data", "Model and method", "Training", "The run"):
+        assert f"─ {group} ─" in out
