@@ -1,7 +1,15 @@
 """What a model says of a task's examples, and how good that is."""
 
 from peft_smop.scoring.certificate import Certificate, certify
-from peft_smop.scoring.evaluation import DEAD_LOAD, Evaluation, Prediction, evaluate, predict
+from peft_smop.scoring.evaluation import (
+    DEAD_LOAD,
+    Asked,
+    Evaluation,
+    Prediction,
+    evaluate,
+    predict,
+    predict_rows,
+)
 from peft_smop.scoring.formulation import Features, Formulation, to_device, told
 from peft_smop.scoring.kinds import FORMULATIONS, formulate
 from peft_smop.scoring.lengths import MAX_PADDING, cut
@@ -12,6 +20,7 @@ __all__ = [
     "FORMULATIONS",
     "MAX_PADDING",
     "METRICS",
+    "Asked",
     "Certificate",
     "Evaluation",
     "Features",
@@ -25,6 +34,7 @@ __all__ = [
     "formulate",
     "majority_label",
     "predict",
+    "predict_rows",
     "score",
     "to_device",
     "told",

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -36,6 +37,16 @@ class Prediction:
     prompt_probability: float | None = None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """An example, how its task is put to the model, and the adapter that its row follows."""
+
+    example: Example
+    formulation: Formulation
+    adapter: str | None = None
+    """None: the active one."""
+
+
 def predict(
     model: nn.Module,
     formulation: Formulation,
@@ -44,11 +55,7 @@ def predict(
     batch_size: int = 32,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
-    """Score every label of every example.
-
-    Examples are batched by length, longest first, so that running out of memory shows at once, and
-    come back in the order given. A batch that padding would make `MAX_PADDING` times its text goes
-    in several passes.
+    """Score every label of every example of one task.
 
     Args:
         model: a PEFT model or a bare one; it is put into evaluation mode and back.
@@ -60,29 +67,66 @@ def predict(
     Raises:
         RunError: a score is not a number.
     """
-    features = [formulation.encode(example) for example in examples]
-    found: list[Prediction | None] = [None] * len(examples)
+    rows = [Asked(example, formulation) for example in examples]
+    return predict_rows(model, rows, batch_size=batch_size, on_batch=on_batch)
+
+
+def predict_rows(
+    model: nn.Module,
+    asked: Sequence[Asked],
+    *,
+    batch_size: int = 32,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """Score every label of every row, each with its own task and adapter.
+
+    Rows are batched by length, longest first, so that running out of memory shows at once, and
+    come back in the order given. A batch that padding would make `MAX_PADDING` times its text goes
+    in several passes.
+
+    Args:
+        model: a PEFT model or a bare one; it is put into evaluation mode and back.
+        asked: the rows; either all name their adapter or none does, and all are put to one kind of
+            model.
+        batch_size: rows in a pass, fewer where what is kept would not fit `KEPT_BUDGET`.
+        on_batch: called with the number of rows done in each batch.
+
+    Raises:
+        RunError: a score is not a number.
+    """
+    formulations = list(dict.fromkeys(row.formulation for row in asked))
+    features = [row.formulation.encode(row.example) for row in asked]
+    if len(formulations) > 1:
+        features = [
+            {**f, "answers": row.formulation.answers}
+            for f, row in zip(features, asked, strict=True)
+        ]
+    found: list[Prediction | None] = [None] * len(asked)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in _batches(model, formulation, features, batch_size):
+            for batch in _batches(model, formulations, asked, features, batch_size):
                 own = [features[i] for i in batch]
+                names = [name for i in batch if (name := asked[i].adapter) is not None]
                 with told(model, own):
-                    scores = formulation.label_scores(model, own)
-                named = _named(getattr(model, "last_routes", None))
-                if scores.log_probabilities.isnan().any():
-                    raise RunError(
-                        "the model's scores are not numbers: its weights or its precision broke;"
-                        " lower the learning rate, or use --precision fp32"
+                    scores = formulations[0].label_scores(
+                        cast("nn.Module", Following(model, names)) if names else model, own
                     )
+                named = _named(getattr(model, "last_routes", None))
                 rows = scores.log_probabilities.tolist()
                 for place, i in enumerate(batch):
                     route = named[place * scores.repeats] if named else None
+                    said = rows[place][: len(asked[i].formulation.task.labels)]
+                    if any(math.isnan(one) for one in said):
+                        raise RunError(
+                            "the model's scores are not numbers: its weights or its precision"
+                            " broke; lower the learning rate, or use --precision fp32"
+                        )
                     found[i] = Prediction(
-                        example=examples[i],
-                        label=max(range(len(rows[place])), key=rows[place].__getitem__),
-                        log_probabilities=tuple(rows[place]),
+                        example=asked[i].example,
+                        label=max(range(len(said)), key=said.__getitem__),
+                        log_probabilities=tuple(said),
                         prompt=None if route is None else route[0],
                         prompt_probability=None if route is None else route[1],
                     )
@@ -93,21 +137,47 @@ def predict(
     return [prediction for prediction in found if prediction is not None]
 
 
+class Following:
+    """A model whose passes have rows that follow adapters by name; all else is the model's own."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self._model = model
+        self._names = list(names)
+
+    def __call__(self, **batch: Any) -> Any:
+        """The model's pass; rows may stand there several times, next to each other."""
+        count = len(next(batch[key] for key in ("input_ids", "attention_mask") if key in batch))
+        repeats = count // len(self._names)
+        names = [name for name in self._names for _ in range(repeats)]
+        return self._model(**batch, adapter_names=names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
 def _named(routes: Routes | None) -> list[tuple[int, float] | None]:
     """Every row's prompt and its probability; None where all are mixed alike, and none is named.
 
-    The router's probability, whatever scale the prompt has; without a router the scale, 1.
+    The router's probability, whatever scale the prompt has; without a router the scale, 1. In a
+    mixed batch there are no logits (NaN) for prompts that a row's adapter does not have.
     """
     if routes is None:
         return []
-    own = routes.logits.softmax(dim=-1).gather(1, routes.chosen.clamp(min=0)[:, None])
-    said = torch.where((routes.logits == 0).all(dim=-1, keepdim=True), routes.probabilities, own)
+    own_prompt = ~routes.logits.isnan()
+    logits = routes.logits.masked_fill(~own_prompt, -math.inf)
+    own = logits.softmax(dim=-1).gather(1, routes.chosen.clamp(min=0)[:, None])
+    unscored = ((routes.logits == 0) | ~own_prompt).all(dim=-1, keepdim=True)
+    said = torch.where(unscored, routes.probabilities[:, :1], own)
     pairs = zip(routes.chosen.tolist(), said[:, 0].tolist(), strict=True)
     return [(prompt, probability) if prompt >= 0 else None for prompt, probability in pairs]
 
 
 def _batches(
-    model: nn.Module, formulation: Formulation, features: Sequence[Features], batch_size: int
+    model: nn.Module,
+    formulations: Sequence[Formulation],
+    asked: Sequence[Asked],
+    features: Sequence[Features],
+    batch_size: int,
 ) -> Iterator[list[int]]:
     """Indices in batches of similar length, longest first.
 
@@ -115,15 +185,21 @@ def _batches(
     """
     lengths = [len(f["input_ids"]) for f in features]
     layer = getattr(model, "smop_layer", None)
-    whole = layer is not None and not layer.rows_are_independent(model.active_adapters)
+    names = {row.adapter for row in asked if row.adapter is not None}
+    whole = layer is not None and not layer.rows_are_independent(names or model.active_adapters)
     limit = math.inf if whole else MAX_PADDING
-    order = sorted(range(len(features)), key=lambda i: -lengths[i])
-    while order:
-        row = formulation.kept_by_row(model, lengths[order[0]])
-        size = min(batch_size, max(1, KEPT_BUDGET // row)) if row else batch_size
-        batch = order[:size]
-        yield from ([batch[i] for i in part] for part in cut([lengths[i] for i in batch], limit))
-        order = order[size:]
+    # rows of one pass have verdicts of one shape
+    shapes = [row.formulation.verdicts for row in asked]
+    for shape in dict.fromkeys(shapes):
+        order = [i for i in range(len(features)) if shapes[i] == shape]
+        order.sort(key=lambda i: -lengths[i])
+        while order:
+            row = max(one.kept_by_row(model, lengths[order[0]]) for one in formulations)
+            size = min(batch_size, max(1, KEPT_BUDGET // row)) if row else batch_size
+            batch = order[:size]
+            parts = cut([lengths[i] for i in batch], limit)
+            yield from ([batch[i] for i in part] for part in parts)
+            order = order[size:]
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,16 @@ class Formulation(ABC):
         self._encoded: dict[tuple[str, int | None], tuple[Features, int]] = {}
 
     @property
+    def answers(self) -> Sequence[list[int]]:
+        """The tokens of each label's answer; none where a head names the class."""
+        return ()
+
+    @property
+    def verdicts(self) -> int:
+        """How wide the verdict on a row is where rows of several tasks share a pass; 0: any."""
+        return 0
+
+    @property
     def overhead(self) -> int:
         """Tokens of an input that are not its text."""
         return 1
@@ -143,24 +153,35 @@ class Formulation(ABC):
     def _continued_scores(
         self,
         first: Float[Tensor, "b v"],
-        answers: Sequence[list[int]],
+        answers: Sequence[Sequence[list[int]]],
         go_on: Callable[[Int[Tensor, "r n"]], Float[Tensor, "r n v"]],
     ) -> LabelScores:
         """Score m answers after each of b inputs whose verdict on the first token is known.
 
         Args:
             first: logits of the first token.
-            answers: the tokens of each answer.
+            answers: of every input the tokens of its own m answers.
             go_on: given the first n tokens of every answer after every input (r = b·m rows, the
                 answers of one input together), the logits of the tokens that follow them.
         """
-        labels = self._pad(answers, IGNORED_LABEL).to(first.device).repeat(len(first), 1)
-        logits = first.repeat_interleave(len(answers), dim=0)[:, None]
+        each = [answer for own in answers for answer in own]
+        labels = self._pad(each, IGNORED_LABEL).to(first.device)
+        logits = first.repeat_interleave(len(answers[0]), dim=0)[:, None]
         if labels.shape[1] > 1:
             # behind the end of a shorter answer stands any token: nothing looks at its verdict
             logits = torch.cat([logits, go_on(labels[:, :-1].clamp(min=0))], dim=1)
         scores = sequence_scores(logits, labels)
-        return LabelScores(scores.view(len(first), len(answers)), repeats=1)
+        return LabelScores(scores.view(len(answers), -1), repeats=1)
+
+    def _answers_of(self, features: Sequence[Features]) -> list[list[list[int]]]:
+        """The answers that each row is scored with, equally many.
+
+        Rows of other tasks bring their own; one with fewer has its first answer again behind them,
+        whose score nobody reads.
+        """
+        given = [f.get("answers", self.answers) for f in features]
+        most = max(map(len, given))
+        return [[*own, *[own[0]] * (most - len(own))] for own in given]
 
     def _cut(self, ids: list[int], room: int, *, keep_last: int = 0) -> list[int]:
         """Cut to `room` tokens, keeping the last few, which end the input."""

@@ -42,6 +42,11 @@ class TextToText(Formulation):
         self._answers = [tokenizer(text_target=text)["input_ids"] for text in task.verbalizers]
         _check_distinct(self._answers, task)
 
+    @property
+    def answers(self) -> Sequence[list[int]]:
+        """The tokens of each label's answer."""
+        return self._answers
+
     def _encode(self, example: Example) -> Features:
         """The text and its verbalizer, both with their end token."""
         ids = self.tokenizer(example.text, verbose=False)["input_ids"]
@@ -64,7 +69,8 @@ class TextToText(Formulation):
         """
         device = next(model.parameters()).device
         inputs = to_device(self._inputs(features), device)
-        count, start = len(self._answers), model.config.decoder_start_token_id
+        answers = self._answers_of(features)
+        count, start = len(answers[0]), model.config.decoder_start_token_id
         first = torch.full((len(features), 1), start, device=device)
         cached = not _fills_cache(model)
         read = model(**inputs, decoder_input_ids=first, use_cache=cached)
@@ -86,7 +92,7 @@ class TextToText(Formulation):
             ).logits
             return logits if cached else logits[:, 1:]
 
-        return self._continued_scores(read.logits[:, -1], self._answers, go_on)
+        return self._continued_scores(read.logits[:, -1], answers, go_on)
 
 
 class Continuation(Formulation):
@@ -104,6 +110,11 @@ class Continuation(Formulation):
             for text in task.verbalizers
         ]
         _check_distinct(self._answers, task)
+
+    @property
+    def answers(self) -> Sequence[list[int]]:
+        """The tokens of each label's answer."""
+        return self._answers
 
     @property
     def overhead(self) -> int:
@@ -167,7 +178,8 @@ class Continuation(Formulation):
         if _splices_anew(model):
             return self._whole_rows(model, features)
         device = next(model.parameters()).device
-        count = len(self._answers)
+        answers = self._answers_of(features)
+        count = len(answers[0])
         contexts = to_device(self._inputs(features, side="left"), device)
         # counted from the first token, wherever padding puts it
         positions = (contexts["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
@@ -189,7 +201,7 @@ class Continuation(Formulation):
                 **known,
             ).logits
 
-        return self._continued_scores(read.logits[:, -1], self._answers, go_on)
+        return self._continued_scores(read.logits[:, -1], answers, go_on)
 
     def _whole_rows(self, model: nn.Module, features: Sequence[Features]) -> LabelScores:
         """One row for every text and label; labels are passed so that routes follow the text."""
@@ -236,6 +248,11 @@ class Classification(Formulation):
     """Encoders: a trained head names the class."""
 
     task_type = "SEQ_CLS"
+
+    @property
+    def verdicts(self) -> int:
+        """As wide as the head."""
+        return len(self.task.labels)
 
     def _encode(self, example: Example) -> Features:
         """The text with the tokenizer's special tokens, and the label's index."""
