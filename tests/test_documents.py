@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from answering import save_adapter
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -22,10 +24,19 @@ def test_the_readme_s_python_runs_from_top_to_bottom(tmp_path, monkeypatch, caps
     code = "\n".join(blocks(ROOT / "README.md", "python"))
     assert code.startswith("from peft import get_peft_model")
     assert "t5-base" in code
+    save_adapter(tmp_path / "runs" / "tickets", 1)
     names: dict[str, object] = {}
     exec(code.replace("t5-base", str(MODEL_DIR)), names)
     assert "trainable params" in capsys.readouterr().out
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_predictor_s_python_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("tickets", "mood")):
+        save_adapter(tmp_path / "runs" / name, seed)
+    exec("\n".join(blocks(ROOT / "docs" / "predictor.md", "python")), {})
+    assert "('tickets', " in capsys.readouterr().out
 
 
 def commands() -> list[str]:

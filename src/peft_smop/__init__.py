@@ -14,12 +14,15 @@ from peft_smop.arrival import leave_out_warnings, when_peft_arrives
 
 if TYPE_CHECKING:
     from peft_smop.bottleneck import BottleneckConfig, BottleneckModel
+    from peft_smop.predictor import Answer, Predictor
     from peft_smop.training import RoutingCallback
     from peft_smop.tuner import Routes, SMoPConfig, SMoPModel
 
 __all__ = [
+    "Answer",
     "BottleneckConfig",
     "BottleneckModel",
+    "Predictor",
     "Routes",
     "RoutingCallback",
     "SMoPConfig",
@@ -30,8 +33,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Answer": "predictor",
     "BottleneckConfig": "bottleneck",
     "BottleneckModel": "bottleneck",
+    "Predictor": "predictor",
     "Routes": "tuner",
     "RoutingCallback": "training",
     "SMoPConfig": "tuner",

@@ -26,6 +26,8 @@ from peft_smop.lab.record import (
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
 from peft_smop.lab.worth import examples_to_certify, routing_worth
+from peft_smop.methods import virtual_tokens
+from peft_smop.predictor import Beside, located, model_card, save_beside
 from peft_smop.scoring import (
     Evaluation,
     evaluate,
@@ -182,7 +184,7 @@ class _Begun:
         evaluation = test_once(prepared, revives=spec.training.revive_dead_prompts)
         if spec.method.routing == "released":
             evaluation = replace(evaluation, alarms=(*evaluation.alarms, NEIGHBOURS))
-        _save(prepared, directory.adapter)
+        _save(prepared, directory.adapter, spec)
         write_jsonl(directory.metrics, fitted.history)
         rows = predictions_as_rows(prepared.task, evaluation.predictions)
         write_jsonl(directory.predictions, rows)
@@ -204,6 +206,8 @@ class _Begun:
                 "attention": str(backbone.config._attn_implementation),
             },
         }
+        card = model_card(prepared.task, result)
+        (directory.adapter / "README.md").write_text(card, encoding="utf-8")
         write_json(directory.result, result)
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
         return result
@@ -268,11 +272,20 @@ def _with_rate(spec: RunSpec) -> TrainingOptions:
     return spec.training.model_copy(update={"learning_rate": learning_rate(spec)})
 
 
-def _save(prepared: Prepared, directory: Path) -> None:
-    """The trained adapter as PEFT saves it, or, after full fine-tuning, the whole model."""
+def _save(prepared: Prepared, directory: Path, spec: RunSpec) -> None:
+    """The trained adapter as PEFT saves it, or, after full fine-tuning, the whole model.
+
+    Beside it stands what answering needs, so that the directory is enough.
+    """
     prepared.model.save_pretrained(str(directory))
-    if not hasattr(prepared.model, "peft_config"):
-        prepared.backbone.tokenizer.save_pretrained(str(directory))
+    beside = Beside(
+        prepared.task,
+        located(spec.model),
+        spec.training.max_length,
+        spec.training.precision,
+        virtual_tokens(spec.method),
+    )
+    save_beside(directory, beside, prepared.backbone.tokenizer)
 
 
 def _cost(prepared: Prepared, fitted: Fit) -> dict[str, Any]:

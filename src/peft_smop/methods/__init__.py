@@ -1,6 +1,12 @@
 """Name to adapted model: backbones, methods, saved adapters."""
 
-from peft_smop.methods.adapters import check_adapter, load_adapter, read_config
+from peft_smop.methods.adapters import (
+    can_share,
+    check_adapter,
+    load_adapter,
+    load_rows_adapter,
+    read_config,
+)
 from peft_smop.methods.backbones import (
     LoadedBackbone,
     default_device,
@@ -32,12 +38,14 @@ __all__ = [
     "Setting",
     "build",
     "can_pack",
+    "can_share",
     "check_adapter",
     "configure",
     "default_device",
     "is_shape_only",
     "load_adapter",
     "load_backbone",
+    "load_rows_adapter",
     "load_tokenizer",
     "method_of",
     "precision",

@@ -6,7 +6,7 @@ import json
 import warnings
 from pathlib import Path
 
-from peft import PeftConfig, PeftModel, PrefixTuningConfig
+from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
@@ -20,8 +20,15 @@ PROMPT_KEYS = ("smop_adapters.prompts", "prompt_embeddings")
 BASIS_KEY = "network.basis"
 
 
-def load_adapter(backbone: PreTrainedModel, directory: Path) -> PeftModel:
-    """Put a saved adapter on a backbone, for inference.
+def load_adapter(
+    backbone: PreTrainedModel | PeftModel, directory: Path, *, name: str = "default"
+) -> PeftModel:
+    """Put a saved adapter on a backbone, for inference, beside those that it has.
+
+    Args:
+        backbone: a bare model, or one with adapters already.
+        directory: the adapter's.
+        name: what to call it there.
 
     Raises:
         CheckpointError: files are missing, damaged, pickled, or made for another backbone.
@@ -31,7 +38,10 @@ def load_adapter(backbone: PreTrainedModel, directory: Path) -> PeftModel:
         with warnings.catch_warnings():
             # PEFT would go on with tensors at their start
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(backbone, str(directory))
+            if isinstance(backbone, PeftModel):
+                backbone.load_adapter(str(directory), adapter_name=name)
+                return backbone
+            return PeftModel.from_pretrained(backbone, str(directory), adapter_name=name)
     except CheckpointError:
         raise
     except UserWarning as warning:
@@ -42,6 +52,57 @@ def load_adapter(backbone: PreTrainedModel, directory: Path) -> PeftModel:
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).strip().split("\n")[-1].strip()
         raise CheckpointError(f"{directory} does not fit this backbone: {reason}") from error
+
+
+def load_rows_adapter(
+    backbone: PreTrainedModel | PeftModel, directory: Path, *, name: str
+) -> PeftModel:
+    """Put a saved adapter on a backbone, so that any row of a batch may follow it.
+
+    PEFT's own prompt tuning is read into the mixture's mechanism, as a single prompt.
+
+    Args:
+        backbone: a bare model, or one with such adapters already.
+        directory: the adapter's.
+        name: what to call it there.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or is of a kind whose rows cannot share a batch.
+    """
+    config = read_config(directory)
+    if isinstance(config, SMoPConfig):
+        return load_adapter(backbone, directory, name=name)
+    if not can_share(config):
+        kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+        raise CheckpointError(
+            f"{directory} is a {kind} adapter; only smop, single and prompt-tuning adapters share"
+            " batches, serve this one alone"
+        )
+    check_adapter(directory, width=backbone.get_input_embeddings().weight.shape[1])
+    single = SMoPConfig(
+        task_type=config.task_type,
+        routing="single",
+        num_virtual_tokens=config.num_virtual_tokens,
+        init="adapter",
+        init_adapter=str(directory),
+        inference_mode=True,
+        base_model_name_or_path=config.base_model_name_or_path,
+    )
+    try:
+        if isinstance(backbone, PeftModel):
+            backbone.add_adapter(name, single)
+            return backbone
+        return get_peft_model(backbone, single, adapter_name=name)
+    except (RuntimeError, KeyError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{directory} does not fit this backbone: {error}") from error
+
+
+def can_share(config: PeftConfig) -> bool:
+    """Whether rows that follow such an adapter may stand in a batch with rows of others."""
+    plain = isinstance(config, PromptTuningConfig) and config.task_type != "SEQ_CLS"
+    return isinstance(config, SMoPConfig) or plain
 
 
 def read_config(directory: Path) -> PeftConfig:

@@ -60,6 +60,8 @@ class Formulation(ABC):
     """Virtual tokens that come before every input."""
     populations: tuple[str, ...] = ()
     """Sub-populations whose rows are told their prompt, in the order of the prompts."""
+    keeps = True
+    """Whether what was tokenised is kept, for examples that are looked at again and again."""
     multiple = 1
     """Inputs and their prompt are padded to a multiple of this, which GPUs compute faster."""
 
@@ -88,9 +90,11 @@ class Formulation(ABC):
     def encode(self, example: Example) -> Features:
         """Token ids of one example's input, and of its answer where it has a label.
 
-        An example is tokenised once, however often it is looked at.
+        An example is tokenised once, however often it is looked at, unless nothing is kept.
         """
         key = (example.text, example.label)
+        if not self.keeps:
+            return self._encode(example)
         if key not in self._encoded:
             before = self.truncated
             features = self._encode(example)
@@ -103,6 +107,17 @@ class Formulation(ABC):
         known = example.population in self.populations
         route = self.populations.index(str(example.population)) if known else -1
         return {**features, "route": route}
+
+    def is_cut(self, example: Example) -> bool:
+        """Whether an example is longer than the longest input; nothing is counted."""
+        before = self.truncated
+        self._encode(example)
+        cut, self.truncated = self.truncated > before, before
+        return cut
+
+    def plain(self, text: str) -> list[int]:
+        """The tokens of a text that nothing is put around, cut like any other."""
+        return self._cut(self.tokenizer(text, verbose=False)["input_ids"], self.max_length)
 
     @abstractmethod
     def _encode(self, example: Example) -> Features:

@@ -1,7 +1,16 @@
 """Text in, verbalizer out: SuperGLUE, the generated task, your own files, and their splits."""
 
-from peft_smop.tasks.catalogue import CATALOGUE, Entry, TaskData, check_task, load_task, task_names
-from peft_smop.tasks.examples import read_inputs
+from peft_smop.tasks.catalogue import (
+    CATALOGUE,
+    Entry,
+    TaskData,
+    check_task,
+    define_task,
+    load_task,
+    task_names,
+)
+from peft_smop.tasks.examples import read_inputs, to_input
+from peft_smop.tasks.reading import Row
 from peft_smop.tasks.splits import PRESETS, Preset, Split
 from peft_smop.tasks.task import METRICS, Example, Task
 
@@ -12,11 +21,14 @@ __all__ = [
     "Entry",
     "Example",
     "Preset",
+    "Row",
     "Split",
     "Task",
     "TaskData",
     "check_task",
+    "define_task",
     "load_task",
     "read_inputs",
     "task_names",
+    "to_input",
 ]

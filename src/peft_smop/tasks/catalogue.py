@@ -85,6 +85,21 @@ def check_task(name: str | Path) -> None:
         raise unknown("task", str(name), CATALOGUE, remedy=_OWN)
 
 
+def define_task(name_or_yaml: str | Path) -> Task:
+    """A task without its data.
+
+    Raises:
+        ConfigError: the name is unknown.
+        DataError: naming the YAML and the line that cannot be used.
+    """
+    if is_own(name_or_yaml):
+        from peft_smop.tasks.own import define_own
+
+        return define_own(Path(name_or_yaml))
+    check_task(name_or_yaml)
+    return CATALOGUE[str(name_or_yaml)].task
+
+
 def load_task(
     name_or_yaml: str | Path, *, data: Path | None = None, preset: str | None = None, seed: int = 0
 ) -> TaskData:

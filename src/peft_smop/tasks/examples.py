@@ -76,16 +76,23 @@ def read_inputs(task: Task, source: Path | str | IO[bytes] | IO[str]) -> tuple[E
         rows = parse_jsonl(content.encode() if isinstance(content, str) else content, name)
         if not rows:
             raise DataError.at(name, None, "no rows", expected="one JSON object a line")
-    examples = []
-    for row in rows:
-        id_field = next((name for name in ("id", "idx") if name in row.fields), None)
-        if _RENDERED in row.fields and not all(field in row.fields for field in task.fields):
-            text = _text(row, _RENDERED)
-        else:
-            text = _rendered(row, task, or_else=f", or {_RENDERED!r} alone")
-        examples.append(Example(_name(row, id_field) if id_field else str(row.number), text, None))
+    examples = tuple(to_input(row, task) for row in rows)
     _refuse_duplicates(rows, examples, "id")
-    return tuple(examples)
+    return examples
+
+
+def to_input(row: Row, task: Task) -> Example:
+    """Check a row to predict and render it; see `read_inputs`.
+
+    Raises:
+        DataError: a field is missing, empty or wrongly typed.
+    """
+    id_field = next((name for name in ("id", "idx") if name in row.fields), None)
+    if _RENDERED in row.fields and not all(field in row.fields for field in task.fields):
+        text = _text(row, _RENDERED)
+    else:
+        text = _rendered(row, task, or_else=f", or {_RENDERED!r} alone")
+    return Example(_name(row, id_field) if id_field else str(row.number), text, None)
 
 
 def _rendered(row: Row, task: Task, or_else: str = "") -> str:

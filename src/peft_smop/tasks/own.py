@@ -10,7 +10,7 @@ Everything in the YAML is read as text, so `yes` and `1` are the words they look
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,6 +64,11 @@ class OwnTask(BaseModel):
     may_be_empty: tuple[Text, ...] = ()
     description: str = ""
 
+    def files(self) -> dict[str, str]:
+        """The files by what they hold."""
+        named = {part: getattr(self, part) for part in ("data", *PARTS)}
+        return {part: name for part, name in named.items() if name is not None}
+
 
 def load_own(path: Path) -> tuple[Task, dict[str, Examples], dict[str, str]]:
     """Read a task's YAML and the files it names.
@@ -74,6 +79,33 @@ def load_own(path: Path) -> tuple[Task, dict[str, Examples], dict[str, str]]:
     Raises:
         DataError: naming the YAML, or the data file, and the line.
     """
+    spec, task, refuse = _define(path)
+    columns = Columns(spec.label, spec.id, spec.group, spec.population)
+    parts, sources = {}, {}
+    for part, name in spec.files().items():
+        file = path.parent / name
+        if not file.exists():
+            raise refuse(part, f"{file} is missing", "a file, relative to the folder of the YAML")
+        rows = read_rows(file, columns=(*task.fields, *columns.names()))
+        parts[part] = to_examples(rows, task, columns)
+        sources[part] = str(file)
+    return task, parts, sources
+
+
+def define_own(path: Path) -> Task:
+    """Read a task's YAML, and none of the files it names.
+
+    Raises:
+        DataError: naming the YAML and the line.
+    """
+    return _define(path)[1]
+
+
+Refuse = Callable[[str | None, str, str | None], DataError]
+
+
+def _define(path: Path) -> tuple[OwnTask, Task, Refuse]:
+    """The keys of a YAML, the task they make, and how something about one of them is refused."""
     content, lines = _read_yaml(path)
 
     def refuse(key: str | None, problem: str, expected: str | None = None) -> DataError:
@@ -91,9 +123,9 @@ def load_own(path: Path) -> tuple[Task, dict[str, Examples], dict[str, str]]:
             raise refuse(None, f"no key {key!r}", "it beside the others") from error
         problem = f"{key} is {shown(first['input'])}"
         raise refuse(key, problem, _expectation(first["msg"])) from error
-    named = {part: spec_file for part in PARTS if (spec_file := getattr(spec, part)) is not None}
+    named = [part for part in PARTS if getattr(spec, part) is not None]
     if spec.data is not None and named:
-        stranger = next(iter(named))
+        stranger = named[0]
         raise refuse(stranger, f"{stranger!r} beside 'data'", "either data, or files for the parts")
     if spec.data is None and ("train" not in named or len(named) < 2):
         raise refuse(
@@ -114,16 +146,7 @@ def load_own(path: Path) -> tuple[Task, dict[str, Examples], dict[str, str]]:
     except ConfigError as error:
         blamed = next(key for start, key in _BLAMED if str(error).startswith(start))
         raise refuse(blamed, str(error)) from error
-    columns = Columns(spec.label, spec.id, spec.group, spec.population)
-    parts, sources = {}, {}
-    for part, name in (named or {"data": str(spec.data)}).items():
-        file = path.parent / name
-        if not file.exists():
-            raise refuse(part, f"{file} is missing", "a file, relative to the folder of the YAML")
-        rows = read_rows(file, columns=(*task.fields, *columns.names()))
-        parts[part] = to_examples(rows, task, columns)
-        sources[part] = str(file)
-    return task, parts, sources
+    return spec, task, refuse
 
 
 # How a sentence of Task's begins -> the key it is about.
