@@ -15,6 +15,7 @@ install_import_hook(
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
 
 import tiny  # noqa: E402
 from saved import save  # noqa: E402
@@ -49,6 +50,28 @@ def toy_task(tmp_path_factory) -> Path:
         "name: toy\ntemplate: '{text}'\nlabels: {warm: warm, cold: cold}\ndata: rows.jsonl\n"
     )
     return folder / "toy.yaml"
+
+
+@pytest.fixture(scope="session")
+def small_medley(tmp_path_factory):
+    """A hundred rows of the generated task, as a task of one's own."""
+    folder = tmp_path_factory.mktemp("small")
+    from peft_smop.tasks import load_task
+
+    task, split = load_task("medley")
+    rows = [
+        {"text": example.text, "label": task.labels[example.label]} for example in split.train[:100]
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    present = {row["label"] for row in rows}
+    labels = {
+        label: word
+        for label, word in zip(task.labels, task.verbalizers, strict=True)
+        if label in present
+    }
+    definition = {"name": "small", "template": "{text}", "labels": labels, "data": "rows.jsonl"}
+    (folder / "small.yaml").write_text(yaml.safe_dump(definition))
+    return folder / "small.yaml"
 
 
 @pytest.fixture(scope="session")

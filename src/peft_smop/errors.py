@@ -46,6 +46,10 @@ class RunError(SMoPError, RuntimeError):
     """A run that cannot start or go on."""
 
 
+class RunInUseError(RunError):
+    """A run on which another process is at work."""
+
+
 class DivergedError(RunError):
     """A training whose loss or weights stopped being finite."""
 

@@ -45,14 +45,6 @@ def test_train_says_what_the_routing_is_worth_as_routes_does(smop, trained, toy_
     verdict = result["routing"]["verdict"]
     assert f"{verdict} (6 of 6 validation examples; more: smop routes {trained})" in out
     assert verdict in smop("routes", trained)[1]
-    # results of earlier versions say nothing of it, and are read all the same
-    del result["routing"]
-    (trained / "result.json").write_text(json.dumps(result))
-    code, out, _ = smop(*again)
-    assert code == 0
-    assert "best single prompt" not in out
-    assert "majority label" in out
-    assert smop("evaluate", trained)[0] == 0
 
 
 def test_predict_reads_a_file_or_standard_input_and_writes_json_lines(

@@ -34,8 +34,8 @@ def test_every_variant_trains_tests_saves_and_loads_on_the_packaged_model(
     small_medley, tmp_path, name
 ):
     result = run(spec(small_medley, name), tmp_path / "run")
-    assert result["training"]["steps"] == 6
-    assert result["cost"]["training_gflops_per_example"] > 0
+    assert result.training.steps == 6
+    assert result.cost.training_gflops_per_example > 0
     trained = load_trained(tmp_path / "run")
     _, split = load_task(small_medley)
     found = predict(trained.model, trained.formulation, split.test)
@@ -48,7 +48,7 @@ def test_every_variant_trains_tests_saves_and_loads_on_the_packaged_model(
 def test_rows_are_told_the_prompt_of_their_population(tmp_path):
     """Nine sub-populations, nine prompts: rows of one are trained and tested under the same one."""
     result = run(spec("medley", "told"), tmp_path / "run")
-    assert result["parameters"]["trainable"] == 9 * 5 * 128
+    assert result.parameters.trainable == 9 * 5 * 128
     lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     names = sorted({row["population"] for row in rows})
@@ -73,10 +73,10 @@ def test_a_killed_and_resumed_run_of_any_method_ends_as_one_never_killed(
 ):
     wanted = spec(small_medley, name, max_steps=9)
     (whole, resumed), (one, other) = killed_and_resumed(monkeypatch, wanted, tmp_path)
-    assert resumed["training"]["resumed"]
+    assert resumed.training.resumed
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
-    assert whole["test"] == resumed["test"]
+    assert whole.test == resumed.test
 
 
 def test_parts_of_an_adapter_have_learning_rates_of_their_own(small_medley, tmp_path, monkeypatch):
@@ -132,9 +132,9 @@ def test_revival_is_refused_where_there_is_no_router(small_medley, tmp_path):
 
 def test_the_released_routing_says_that_rows_are_not_independent(small_medley, tmp_path):
     result = run(spec(small_medley, "smop-released"), tmp_path / "run")
-    assert any("depend on the other rows" in alarm for alarm in result["test"]["alarms"])
+    assert any("depend on the other rows" in alarm for alarm in result.test.alarms)
     plain = run(spec(small_medley, "smop"), tmp_path / "plain")
-    assert not any("depend on" in alarm for alarm in plain["test"]["alarms"])
+    assert not any("depend on" in alarm for alarm in plain.test.alarms)
 
 
 def test_the_clock_leaves_evaluations_and_the_first_steps_out(monkeypatch):
@@ -170,7 +170,7 @@ def test_a_learning_rate_for_what_is_not_there_is_refused(small_medley, tmp_path
 def test_a_run_interrupted_in_its_test_is_resumed_without_another_step(
     small_medley, tmp_path, monkeypatch
 ):
-    module = sys.modules["peft_smop.lab.run"]
+    module = sys.modules["peft_smop.lab.ending"]
     wanted = spec(small_medley, "smop", eval_steps=1)
     whole = run(wanted, tmp_path / "whole")
     with monkeypatch.context() as patched:
@@ -178,11 +178,11 @@ def test_a_run_interrupted_in_its_test_is_resumed_without_another_step(
         with pytest.raises(ZeroDivisionError):
             run(wanted, tmp_path / "killed")
     resumed = run(wanted, tmp_path / "killed", resume=True)
-    assert resumed["training"]["steps"] == whole["training"]["steps"] == 6
-    assert resumed["test"] == whole["test"]
+    assert resumed.training.steps == whole.training.steps == 6
+    assert resumed.test == whole.test
     # no step was measured, and nothing is made up for it
-    assert resumed["cost"]["peak_memory_mib"] is None
-    assert resumed["cost"]["seconds_per_100_steps"] is None
+    assert resumed.cost.peak_memory_mib is None
+    assert resumed.cost.seconds_per_100_steps is None
 
 
 def test_a_cost_that_does_not_fit_into_memory_costs_a_figure_and_not_the_run(
@@ -191,9 +191,9 @@ def test_a_cost_that_does_not_fit_into_memory_costs_a_figure_and_not_the_run(
     def too_large(*args):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(sys.modules["peft_smop.lab.run"], "training_operations", too_large)
+    monkeypatch.setattr(sys.modules["peft_smop.lab.ending"], "training_operations", too_large)
     result = run(spec(small_medley, "smop"), tmp_path / "run")
-    assert result["cost"]["training_gflops_per_example"] is None
+    assert result.cost.training_gflops_per_example is None
 
 
 def test_a_finished_run_s_result_is_not_given_for_other_data(small_medley, tmp_path):
@@ -203,7 +203,7 @@ def test_a_finished_run_s_result_is_not_given_for_other_data(small_medley, tmp_p
         (folder / name).write_text((small_medley.parent / name).read_text())
     wanted = spec(folder / "small.yaml", "single")
     first = run(wanted, tmp_path / "run")
-    assert run(wanted, tmp_path / "run", resume=True) == json.loads(json.dumps(first))
+    assert run(wanted, tmp_path / "run", resume=True) == first
     rows = (folder / "rows.jsonl").read_text().splitlines()
     (folder / "rows.jsonl").write_text("\n".join(rows[:90]) + "\n")
     with pytest.raises(RunError, match="not those in"):

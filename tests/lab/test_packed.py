@@ -13,7 +13,8 @@ from peft_smop.errors import ConfigError, DivergedError, SMoPError
 from peft_smop.lab import RunSpec, run, run_packed, study, variant
 from peft_smop.methods import load_backbone
 from peft_smop.training import share_backbone
-from peft_smop.training.trainer import CompleteCheckpoint, ScoringTrainer
+from peft_smop.training.checkpoints import CompleteCheckpoint
+from peft_smop.training.trainer import ScoringTrainer
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +62,12 @@ def test_packed_runs_have_the_losses_weights_and_results_of_separate_ones(specs,
     alone = [run(spec, tmp_path / f"alone{i}") for i, spec in enumerate(chosen)]
     packed = run_packed(chosen, [tmp_path / f"packed{i}" for i in range(len(chosen))])
     for i, (one, other) in enumerate(zip(alone, packed, strict=True)):
-        assert other["training"]["packed"] == 5
-        assert other["training"]["steps"] == one["training"]["steps"] == 24
+        assert other.training.packed == 5
+        assert other.training.steps == one.training.steps == 24
         expected, found = losses(tmp_path / f"alone{i}"), losses(tmp_path / f"packed{i}")
         assert found.keys() == expected.keys()
         assert list(found.values()) == pytest.approx(list(expected.values()), rel=1e-5)
-        assert other["test"]["loss"] == pytest.approx(one["test"]["loss"], rel=1e-5)
+        assert other.test.loss == pytest.approx(one.test.loss, rel=1e-5)
         weights = adapter(tmp_path / f"packed{i}")
         for name, tensor in adapter(tmp_path / f"alone{i}").items():
             assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
@@ -114,7 +115,7 @@ def test_a_run_that_stops_early_leaves_and_its_result_is_there_before_the_others
 
     monkeypatch.setattr(ScoringTrainer, "training_step", watched)
     first, second = run_packed([hasty, specs[1]], [tmp_path / "a", tmp_path / "b"])
-    assert (first["training"]["steps"], second["training"]["steps"]) == (7, 24)
+    assert (first.training.steps, second.training.steps) == (7, 24)
     assert [seed for seed, _ in seen].count(0) == 7
     assert all(done for seed, done in seen if seed == 1) is False
     assert all(done for seed, done in seen[7 + 8 :])
@@ -150,7 +151,7 @@ def test_a_killed_and_resumed_pack_ends_with_the_weights_of_one_never_killed(
         with pytest.raises(KeyboardInterrupt):
             run_packed(chosen, killed)
     resumed = run_packed(chosen, killed, resume=True)
-    assert all(result["training"]["steps"] == 24 for result in resumed)
+    assert all(result.training.steps == 24 for result in resumed)
     for one, other in zip(whole, killed, strict=True):
         expected, found = adapter(one), adapter(other)
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -162,7 +163,7 @@ def test_a_run_that_diverges_ends_alone_and_its_error_is_its_outcome(specs, tmp_
     wild = specs[0].model_copy(update={"training": options})
     error, result = run_packed([wild, specs[1]], [tmp_path / "a", tmp_path / "b"])
     assert isinstance(error, DivergedError)
-    assert result["training"]["steps"] == 24
+    assert result.training.steps == 24
     assert not (tmp_path / "a" / "result.json").exists()
 
 

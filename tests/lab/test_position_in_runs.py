@@ -38,7 +38,7 @@ def test_a_killed_and_resumed_run_ends_as_one_never_killed(
     wanted = spec(toy_task, saved_models["llama"], method, keep_texts=keep_texts)
     (whole, resumed), (one, other) = killed_and_resumed(monkeypatch, wanted, tmp_path)
     assert all(torch.equal(one[key], other[key]) for key in one)
-    assert whole["test"] == resumed["test"]
+    assert whole.test == resumed.test
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -18,6 +18,7 @@ from transformers import (
 import tiny
 from peft_smop.errors import ConfigError, RunError
 from peft_smop.lab import RunSpec, load_trained, part_of_task, run
+from peft_smop.results import RunDirectory
 
 AUTO = {
     "t5": AutoModelForSeq2SeqLM,
@@ -48,6 +49,7 @@ def test_every_method_on_every_kind_of_model_ends_with_an_adapter_and_a_result(
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files == {
         "adapter",
+        "checkpoints",
         "metrics.jsonl",
         "predictions.jsonl",
         "result.json",
@@ -55,12 +57,10 @@ def test_every_method_on_every_kind_of_model_ends_with_an_adapter_and_a_result(
         "split.json",
         "task.json",
     }
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(
-        json.dumps(result)
-    )
-    assert result["training"]["steps"] == 6
-    assert result["test"]["examples"] == 6
-    assert result["test"]["points_per_example"] == pytest.approx(100 / 6)
+    assert RunDirectory(tmp_path / "run").read_result() == result
+    assert result.training.steps == 6
+    assert result.test.examples == 6
+    assert result.test.points_per_example == pytest.approx(100 / 6)
     lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == 6
     row = json.loads(lines[0])
@@ -132,7 +132,7 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_one_never_killed(
     scored_by_step(monkeypatch, lambda step: step)
     wanted = spec(toy_task, saved_models[kind], max_steps=14, eval_steps=4)
     whole = run(wanted, tmp_path / "whole")
-    assert whole["training"]["best_step"] > 10
+    assert whole.training.best_step > 10
 
     from peft_smop.training.trainer import ScoringTrainer
 
@@ -149,11 +149,11 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_one_never_killed(
     monkeypatch.setattr(ScoringTrainer, "training_step", original)
     assert not (tmp_path / "killed" / "result.json").exists()
     resumed = run(wanted, tmp_path / "killed", resume=True)
-    assert resumed["training"]["resumed"]
+    assert resumed.training.resumed
     one, other = adapter_of(tmp_path / "whole"), adapter_of(tmp_path / "killed")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
-    assert whole["test"] == resumed["test"]
+    assert whole.test == resumed.test
 
 
 def test_a_run_killed_after_its_patience_ended_does_not_go_on_when_resumed(
@@ -162,7 +162,7 @@ def test_a_run_killed_after_its_patience_ended_does_not_go_on_when_resumed(
     scored_by_step(monkeypatch, lambda step: {3: 90, 6: 50, 9: 40}.get(step, 95))
     wanted = spec(toy_task, saved_models["t5"], max_steps=18, patience=2)
     whole = run(wanted, tmp_path / "whole")
-    assert (whole["training"]["steps"], whole["training"]["best_step"]) == (9, 3)
+    assert (whole.training.steps, whole.training.best_step) == (9, 3)
 
     from peft_smop.training.trainer import ScoringTrainer
 
@@ -176,7 +176,7 @@ def test_a_run_killed_after_its_patience_ended_does_not_go_on_when_resumed(
         run(wanted, tmp_path / "killed")
     monkeypatch.setattr(ScoringTrainer, "_load_best_model", original)
     resumed = run(wanted, tmp_path / "killed", resume=True)
-    assert (resumed["training"]["steps"], resumed["training"]["best_step"]) == (9, 3)
+    assert (resumed.training.steps, resumed.training.best_step) == (9, 3)
     one, other = adapter_of(tmp_path / "whole"), adapter_of(tmp_path / "killed")
     assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -200,7 +200,7 @@ def test_a_run_is_not_resumed_on_other_data(toy_task, saved_models, tmp_path, mo
 def test_there_is_always_a_whole_checkpoint_while_a_new_one_is_written(
     toy_task, saved_models, tmp_path, monkeypatch
 ):
-    from peft_smop.training.trainer import CompleteCheckpoint, last_complete_checkpoint
+    from peft_smop.training.checkpoints import CompleteCheckpoint, last_complete_checkpoint
 
     original = CompleteCheckpoint.on_save
 
@@ -243,7 +243,7 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(toy_task, saved_model
     (torn / "checkpoints" / "checkpoint-3").mkdir(parents=True)
     (torn / "checkpoints" / "checkpoint-3" / "trainer_state.json").write_text("{")
     shutil.copy(tmp_path / "whole" / "spec.yaml", torn / "spec.yaml")
-    assert run(wanted, torn, resume=True)["test"] == whole["test"]
+    assert run(wanted, torn, resume=True).test == whole.test
 
 
 def test_a_used_directory_is_refused_resumed_or_overwritten_as_told(
@@ -253,10 +253,10 @@ def test_a_used_directory_is_refused_resumed_or_overwritten_as_told(
     first = run(wanted, tmp_path / "run")
     with pytest.raises(RunError, match="already holds a finished run"):
         run(wanted, tmp_path / "run")
-    assert run(wanted, tmp_path / "run", resume=True) == json.loads(json.dumps(first))
+    assert run(wanted, tmp_path / "run", resume=True) == first
     with pytest.raises(ConfigError, match="was started with seed=0, not 1"):
         run(spec(toy_task, saved_models["t5"], seed=1), tmp_path / "run", resume=True)
-    assert run(wanted, tmp_path / "run", overwrite=True)["test"] == first["test"]
+    assert run(wanted, tmp_path / "run", overwrite=True).test == first.test
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     for how in ({}, {"overwrite": True}, {"resume": True}):
@@ -301,6 +301,6 @@ def test_commitmentbank_goes_through_every_kind_of_model(superglue, saved_models
         }
     )
     result = run(wanted, tmp_path / "run")
-    assert result["test"]["examples"] == 56
-    assert result["test"]["majority"] == pytest.approx(50.0)  # 28 of 56, contradiction
-    assert result["truncated_test_inputs"] > 0
+    assert result.test.examples == 56
+    assert result.test.majority == pytest.approx(50.0)  # 28 of 56, contradiction
+    assert result.truncated_test_inputs > 0

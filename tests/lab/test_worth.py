@@ -30,15 +30,15 @@ def test_a_certified_run_says_what_its_validation_examples_say(toy_task, saved_m
         trained.model, trained.formulation, part_of_task(trained, "validation").examples
     )
     routing = json.loads((tmp_path / "run" / "result.json").read_text())["routing"]
-    assert routing == json.loads(json.dumps(result["routing"]))
+    assert routing == result.routing.model_dump()
     assert routing["verdict"] == found.verdict
     assert routing["worth"]["value"] == pytest.approx(found.worth.value)
     assert routing["regret"]["high"] == pytest.approx(found.regret.high)
     assert (routing["part"], routing["examples"], routing["of"]) == ("validation", 6, 6)
     plain = run(wanted, tmp_path / "plain")  # as smop compare runs it
-    assert "routing" not in plain
-    assert plain["test"] == result["test"]
-    assert plain["truncated_test_inputs"] == result["truncated_test_inputs"]
+    assert plain.routing is None
+    assert plain.test == result.test
+    assert plain.truncated_test_inputs == result.truncated_test_inputs
 
 
 def test_a_run_stopped_while_it_is_certified_ends_as_one_never_stopped(
@@ -47,13 +47,13 @@ def test_a_run_stopped_while_it_is_certified_ends_as_one_never_stopped(
     wanted = spec(toy_task, saved_models["t5"])
     whole = run(wanted, tmp_path / "whole", certified=True)
     with monkeypatch.context() as patched:
-        module = sys.modules["peft_smop.lab.run"]
+        module = sys.modules["peft_smop.lab.ending"]
         patched.setattr(module, "routing_worth", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(wanted, tmp_path / "killed", certified=True)
     assert not (tmp_path / "killed" / "result.json").exists()
     resumed = run(wanted, tmp_path / "killed", certified=True, resume=True)
-    assert resumed["routing"] == whole["routing"]
+    assert resumed.routing == whole.routing
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,14 @@ def test_a_run_stopped_while_it_is_certified_ends_as_one_never_stopped(
 )
 def test_what_routes_nothing_has_no_worth(toy_task, saved_models, tmp_path, method):
     wanted = spec(toy_task, saved_models["bert"], **method)
-    assert "routing" not in run(wanted, tmp_path / "run", certified=True)
+    assert run(wanted, tmp_path / "run", certified=True).routing is None
 
 
 @pytest.mark.parametrize("routing", ["posterior", "gumbel", "fixed", "released"])
 def test_every_router_has_one(toy_task, saved_models, tmp_path, routing):
     wanted = spec(toy_task, saved_models["t5"], routing=routing, num_prompts=2)
     result = run(wanted, tmp_path / "run", certified=True)
-    assert "best single prompt here" in result["routing"]["verdict"]
+    assert "best single prompt here" in result.routing.verdict
 
 
 def test_examples_are_bounded_by_number_and_by_answers():

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Annotated
 
@@ -16,6 +13,7 @@ from rich.markup import escape
 from peft_smop import __version__
 from peft_smop.cli import compare, cost, demo, evaluate, methods, predict, routes, tasks, train
 from peft_smop.errors import SMoPError
+from peft_smop.quiet import quiet_libraries
 
 app = typer.Typer(
     name="smop",
@@ -59,7 +57,7 @@ for group, commands in GROUPS.items():
 
 def main() -> None:
     """Run the command; a user's mistake ends with one sentence and exit code 2."""
-    _quiet_libraries()
+    quiet_libraries()
     try:
         app()
     except SMoPError as error:
@@ -67,19 +65,3 @@ def main() -> None:
             f"[bold red]error:[/] {escape(str(error))}"
         )
         sys.exit(2)
-
-
-def _quiet_libraries() -> None:
-    """Leave out what the libraries say about themselves and a user can do nothing about."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    warnings.filterwarnings("ignore", message="Could not find a config file", module="peft")
-    # its retries are told in the end by one sentence of ours
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    if "transformers" in sys.modules:  # it has read its environment already
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()

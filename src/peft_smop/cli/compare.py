@@ -131,9 +131,10 @@ def compare(
     """
     check_task(task)
     names = names_in(methods)
-    from peft_smop.lab import matched_controls, study, variant, write_json
+    from peft_smop.lab import matched_controls, study, variant
     from peft_smop.report import compare as compare_runs
     from peft_smop.report import draw
+    from peft_smop.results import write_json
 
     chosen = [variant(name) for name in names]
     if controls:

@@ -120,7 +120,8 @@ def cost(
     for one in tasks:
         check_task(one)
     from peft_smop.costs import mean_cost
-    from peft_smop.lab import costing, environment, progress_steps, variant, write_json
+    from peft_smop.lab import costing, environment, progress_steps, variant
+    from peft_smop.results import write_json
 
     chosen = [variant(name) for name in names]
     quiet = Console(stderr=True, highlight=False)

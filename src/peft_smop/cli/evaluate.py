@@ -39,7 +39,8 @@ def evaluate(
     if output is not None and output.is_dir():
         raise RunError(f"{output} is a directory; expected a file for the score")
     check_path(path)
-    from peft_smop.lab import load_trained, part_of_task, score_as_dict, write_json
+    from peft_smop.lab import load_trained, part_of_task, score_of
+    from peft_smop.results import write_json
     from peft_smop.scoring import evaluate as evaluate_examples
     from peft_smop.scoring import majority_label
 
@@ -54,7 +55,7 @@ def evaluate(
         majority_label=majority_label([example.label for example in own.train]),
         revives=trained.spec.training.revive_dead_prompts,
     )
-    score = score_as_dict(found)
+    score = score_of(found)
     for line in score_lines(score, part=part.value):
         console.print(line, soft_wrap=True, markup=False)
     for alarm in found.alarms:
@@ -65,4 +66,4 @@ def evaluate(
             f" {trained.formulation.max_length} tokens and were cut"
         )
     if output:
-        write_json(output, score)
+        write_json(output, score.model_dump(mode="json"))

@@ -35,7 +35,8 @@ def predict(
     Example: [bold]echo '{"text": "..."}' | smop predict runs/cb-t5-base-smop-s0[/bold]
     """
     check_path(path)
-    from peft_smop.lab import load_trained, predictions_as_rows, write_jsonl
+    from peft_smop.lab import load_trained, predictions_as_rows
+    from peft_smop.results import write_jsonl
     from peft_smop.scoring import predict as predict_examples
 
     trained = load_trained(path, task=task, model=model)

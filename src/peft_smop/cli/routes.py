@@ -43,8 +43,9 @@ def routes(
     if output is not None and output.exists() and not output.is_dir():
         raise RunError(f"{output} is a file; expected a directory for routes.json and routes.png")
     check_path(path)
-    from peft_smop.lab import load_trained, part_of_task, write_json
+    from peft_smop.lab import load_trained, part_of_task
     from peft_smop.report import WHO, draw_routes
+    from peft_smop.results import write_json
     from peft_smop.scoring import certify
     from peft_smop.tuner import SMoPModel
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from peft_smop.names import typed
 
 if TYPE_CHECKING:
     from peft_smop.lab import PartOfTask
+    from peft_smop.results import RunResult, TestScore
 
 
 def typed_options(given: Sequence[str]) -> dict[str, Any]:
@@ -54,17 +55,17 @@ def or_dash(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def score_lines(score: Mapping[str, Any], *, part: str) -> list[str]:
+def score_lines(score: TestScore, *, part: str) -> list[str]:
     """A score with everything needed to read it."""
-    others = ", ".join(f"{name} {value:.1f}" for name, value in score["others"].items())
+    others = ", ".join(f"{name} {value:.1f}" for name, value in score.others.items())
     lines = [
-        f"{part} {score['metric']} {score['value']:.1f}"
-        f"   95 % interval {score['low']:.1f} to {score['high']:.1f}"
-        f"   always the majority label: {score['majority']:.1f}",
-        f"{score['examples']} examples, {score['points_per_example']:.2f} points each; {others}",
+        f"{part} {score.metric} {score.value:.1f}"
+        f"   95 % interval {score.low:.1f} to {score.high:.1f}"
+        f"   always the majority label: {score.majority:.1f}",
+        f"{score.examples} examples, {score.points_per_example:.2f} points each; {others}",
     ]
-    if len(score["load"]) > 1:
-        lines.append("load of the prompts: " + "  ".join(f"{part:.0%}" for part in score["load"]))
+    if len(score.load) > 1:
+        lines.append("load of the prompts: " + "  ".join(f"{part:.0%}" for part in score.load))
     return lines
 
 
@@ -78,38 +79,35 @@ def warn_of_others(console: Console, own: PartOfTask, *, part: str) -> None:
         )
 
 
-def print_result(console: Console, result: Mapping[str, Any], where: Path) -> None:
+def print_result(console: Console, result: RunResult, where: Path) -> None:
     """Tell what a finished run came to."""
-    training, parameters = result["training"], result["parameters"]
-    stopped = "stopped early" if training["stopped_early"] else "ran to its end"
-    since = " since it was resumed" if training.get("resumed") else ""
+    training, parameters, environment = result.training, result.parameters, result.environment
+    stopped = "stopped early" if training.stopped_early else "ran to its end"
+    since = " since it was resumed" if training.resumed else ""
     lines = [
-        f"{result['task']}, {_method(result)} on {result['model']}, seed {result['seed']}",
-        *score_lines(result["test"], part="test"),
-        f"validation {result['validation']['score']:.1f} at step {training['best_step']}"
-        f" of {training['steps']} ({stopped}, {training['seconds']:.0f} s{since})",
-        f"trained {parameters['trainable']:,} parameters, {parameters['percentage']:.4f} %,"
-        f" at a learning rate of {training['learning_rate']:g}",
+        f"{result.task}, {_method(result)} on {result.model}, seed {result.seed}",
+        *score_lines(result.test, part="test"),
+        f"validation {result.validation.score:.1f} at step {training.best_step}"
+        f" of {training.steps} ({stopped}, {training.seconds:.0f} s{since})",
+        f"trained {parameters.trainable:,} parameters, {parameters.percentage:.4f} %,"
+        f" at a learning rate of {training.learning_rate:g}",
+        f"backbone in {environment['precision']} on {environment['device']},"
+        f" {environment['attention']} attention",
     ]
-    environment = result["environment"]
-    if "precision" in environment:  # not in results of earlier versions
+    if training.continued_at:
+        steps = " and ".join(str(step) for step in training.continued_at)
+        lines.append(f"trained on from step {steps}, where its schedule began anew")
+    if result.truncated_test_inputs:
+        lines.append(f"{result.truncated_test_inputs} test inputs were cut to the longest length")
+    if result.routing:
+        routing = result.routing
         lines.append(
-            f"backbone in {environment['precision']} on {environment['device']},"
-            f" {environment['attention']} attention"
-        )
-    if result["truncated_test_inputs"]:
-        lines.append(
-            f"{result['truncated_test_inputs']} test inputs were cut to the longest length"
-        )
-    routing = result.get("routing")  # not in results of earlier versions, nor without a router
-    if routing:
-        lines.append(
-            f"{routing['verdict']} ({routing['examples']} of {routing['of']} validation examples;"
+            f"{routing.verdict} ({routing.examples} of {routing.of} validation examples;"
             f" more: smop routes {where})"
         )
     for number, line in enumerate(lines):
         console.print(Text(line, style="bold" if number == 0 else ""), soft_wrap=True)
-    for alarm in result["test"]["alarms"]:
+    for alarm in result.test.alarms:
         console.print(Text(f"warning: {alarm}", style="yellow"), soft_wrap=True)
     console.print(
         Text(f"saved in {where}   next: smop predict {where} INPUT.jsonl", style="dim"),
@@ -117,7 +115,7 @@ def print_result(console: Console, result: Mapping[str, Any], where: Path) -> No
     )
 
 
-def _method(result: Mapping[str, Any]) -> str:
+def _method(result: RunResult) -> str:
     """A result's method, with the routing where it is not the method's own."""
-    name, routing = result["method"]["name"], result["method"].get("routing")
+    name, routing = result.method["name"], result.method.get("routing")
     return name if routing is None else f"{name} ({routing})"

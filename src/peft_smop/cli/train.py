@@ -11,6 +11,7 @@ from rich.console import Console
 from peft_smop.cli.named import default_name
 from peft_smop.cli.options import DATA, METHOD, RUN, TRAINING, Data, Model, Preset, TrainExamples
 from peft_smop.cli.show import print_result, typed_options
+from peft_smop.errors import ConfigError
 from peft_smop.names import DEFAULT_MODEL, check_names
 from peft_smop.tasks import check_task
 
@@ -184,7 +185,7 @@ def train(
     """
     check_task(task)
     check_names([method])
-    from peft_smop.lab import RunSpec, run, variant
+    from peft_smop.lab import RunSpec, name_of, run, variant
     from peft_smop.methods import MethodSpec
 
     console = Console(stderr=True, highlight=False)
@@ -218,6 +219,11 @@ def train(
     training_options = {key: value for key, value in trained.items() if value is not None}
     for key, value in typed_options(options or []).items():
         target = method_options if key in MethodSpec.model_fields else training_options
+        if target.get(key, value) != value:
+            raise ConfigError(
+                f"--set {key}={value} contradicts --{key.replace('_', '-')} {target[key]};"
+                " give one of them"
+            )
         target[key] = value
     content: dict[str, Any] = {
         "task": task,
@@ -230,7 +236,8 @@ def train(
         "training": {**chosen.training, **training_options},
     }
     spec = RunSpec.of(content)
-    where = output or Path("runs") / default_name(spec.task, spec.model, chosen.name, spec.seed)
+    name = name_of(spec, chosen)
+    where = output or Path("runs") / default_name(spec.task, spec.model, name, spec.seed)
     try:
         result = run(
             spec,
@@ -238,7 +245,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             console=console,
-            title=method,
+            title=name_of(spec, chosen),
             certified=True,
         )
     except KeyboardInterrupt:

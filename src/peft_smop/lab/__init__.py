@@ -2,18 +2,16 @@
 
 from peft_smop.lab.costing import Costing, costing, progress_steps
 from peft_smop.lab.prepare import prepare, put
-from peft_smop.lab.record import environment, predictions_as_rows, score_as_dict
+from peft_smop.lab.record import environment, predictions_as_rows, score_of
 from peft_smop.lab.run import run, run_packed
 from peft_smop.lab.spec import RunSpec
-from peft_smop.lab.store import RunDirectory, write_json, write_jsonl
 from peft_smop.lab.study import study
 from peft_smop.lab.trained import PartOfTask, Trained, load_trained, part_of_task
-from peft_smop.lab.variants import Variant, matched_controls, variant, variants
+from peft_smop.lab.variants import Variant, matched_controls, name_of, variant, variants
 
 __all__ = [
     "Costing",
     "PartOfTask",
-    "RunDirectory",
     "RunSpec",
     "Trained",
     "Variant",
@@ -21,6 +19,7 @@ __all__ = [
     "environment",
     "load_trained",
     "matched_controls",
+    "name_of",
     "part_of_task",
     "predictions_as_rows",
     "prepare",
@@ -28,10 +27,8 @@ __all__ = [
     "put",
     "run",
     "run_packed",
-    "score_as_dict",
+    "score_of",
     "study",
     "variant",
     "variants",
-    "write_json",
-    "write_jsonl",
 ]

@@ -10,27 +10,11 @@ from typing import Any
 
 import torch
 
-from peft_smop.lab.prepare import Prepared
-from peft_smop.lab.spec import RunSpec
-from peft_smop.methods import (
-    ParameterCount,
-    method_of,
-)
-from peft_smop.scoring import (
-    Evaluation,
-    Prediction,
-)
+from peft_smop.results import TestScore
+from peft_smop.scoring import Evaluation, Prediction
 from peft_smop.tasks import Task
-from peft_smop.training import (
-    Fit,
-)
 
 PACKAGES = ("peft-smop", "torch", "transformers", "peft", "accelerate")
-
-
-def learning_rate(spec: RunSpec) -> float:
-    """The specification's learning rate, or the first of its method's."""
-    return spec.training.learning_rate or method_of(spec.method).learning_rates[0]
 
 
 def predictions_as_rows(task: Task, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
@@ -51,48 +35,14 @@ def predictions_as_rows(task: Task, predictions: Sequence[Prediction]) -> list[d
     return rows
 
 
-def result_of(
-    spec: RunSpec,
-    prepared: Prepared,
-    fitted: Fit,
-    evaluation: Evaluation,
-) -> dict[str, Any]:
-    """What `result.json` says of what was trained and tested; run and cost are told beside it."""
-    parameters = ParameterCount.of(prepared.model)
-    record = prepared.split.record()
-    return {
-        "task": prepared.task.name,
-        "model": spec.model,
-        "method": spec.method.model_dump(mode="json"),
-        "seed": spec.seed,
-        "test": score_as_dict(evaluation),
-        "validation": {"score": fitted.best_score, "examples": len(prepared.split.validation)},
-        "training": {
-            "steps": fitted.steps,
-            "best_step": fitted.best_step,
-            "stopped_early": fitted.stopped_early,
-            "learning_rate": learning_rate(spec),
-            "revived_prompts": fitted.revived_prompts,
-        },
-        "parameters": {
-            "trainable": parameters.trainable,
-            "allocated": parameters.allocated,
-            "backbone": parameters.backbone,
-            "percentage": parameters.percentage,
-        },
-        "split": {part: content["sha256"] for part, content in record["parts"].items()},
-        "truncated_test_inputs": prepared.formulation.truncated,
-    }
-
-
-def score_as_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """A score for JSON, with load and alarms."""
-    return {
+def score_of(evaluation: Evaluation) -> TestScore:
+    """A score with load and alarms, as results have it."""
+    return TestScore(
         **asdict(evaluation.score),
-        "loss": evaluation.loss,
-        "load": list(evaluation.load),
-        "alarms": list(evaluation.alarms),
-    }
+        loss=evaluation.loss,
+        load=evaluation.load,
+        alarms=evaluation.alarms,
+    )
 
 
 def environment() -> dict[str, str]:

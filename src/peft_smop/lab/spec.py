@@ -9,14 +9,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peft_smop.errors import ConfigError, unknown
-from peft_smop.lab.store import write_whole
-from peft_smop.methods import MethodSpec
+from peft_smop.methods import MethodSpec, method_of
 from peft_smop.names import DEFAULT_MODEL
+from peft_smop.plain_yaml import PlainYamlError, read_yaml
+from peft_smop.results import read_text, write_whole
+from peft_smop.tasks.reading import shown
 from peft_smop.training import TrainingOptions
 
 
 class RunSpec(BaseModel):
-    """One run of one method on one task with one seed."""
+    """One run of one method on one task with one seed. Its paths are absolute."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,6 +30,14 @@ class RunSpec(BaseModel):
     method: MethodSpec = MethodSpec()
     training: TrainingOptions = TrainingOptions()
     seed: int = Field(default=0, ge=0)
+    continued_at: tuple[int, ...] = Field(
+        default=(), description="steps at which a finished run was trained on"
+    )
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that was given, or the first of the method's."""
+        return self.training.learning_rate or method_of(self.method).learning_rates[0]
 
     @classmethod
     def everywhere(cls) -> dict[str, str]:
@@ -51,39 +61,91 @@ class RunSpec(BaseModel):
 
         Raises:
             ConfigError: it is not YAML, has an unknown key, or a value that cannot be.
+            CheckpointError: it cannot be read at all.
         """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            raise ConfigError(f"{path}{line}: not YAML; expected a run's specification") from error
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path}: expected keys such as task, model and method")
-        return cls.of(content, place=str(path))
+        return cls.of(read_mapping(path), place=str(path), base=path.parent)
 
     @classmethod
-    def of(cls, content: dict[str, Any], *, place: str = "options") -> RunSpec:
+    def of(
+        cls, content: dict[str, Any], *, place: str = "options", base: Path | None = None
+    ) -> RunSpec:
         """Validate a specification.
+
+        Args:
+            content: by the names of the fields.
+            place: where it stands, for people.
+            base: the directory that its paths are relative to; by default the current one.
 
         Raises:
             ConfigError: with the field, its value, and what was expected.
         """
         try:
-            return cls.model_validate(content)
+            return cls.model_validate(_absolute(content, base or Path.cwd()))
         except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden" and field.split(".")[-1] in cls.everywhere():
-                raise ConfigError(
-                    f"{place}: {field.split('.')[-1]} cannot be set here: it belongs to"
-                    f" {cls.everywhere()[field.split('.')[-1]]}"
-                ) from error
-            if problem["type"] == "extra_forbidden":
-                known = [*cls.model_fields, *MethodSpec.model_fields, *TrainingOptions.model_fields]
-                raise ConfigError(
-                    f"{place}: {unknown('key', field.split('.')[-1], known)}"
-                ) from error
-            raise ConfigError(
-                f"{place}: {field}={problem['input']!r} cannot be: {problem['msg']}"
-            ) from error
+            raise _refused(error, place) from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a file of keys and values.
+
+    Raises:
+        ConfigError: it is not YAML, or holds something else.
+        CheckpointError: it cannot be read at all.
+    """
+    try:
+        content = read_yaml(read_text(path, "a specification"))
+    except PlainYamlError as error:
+        line = f", line {error.line}" if error.line else ""
+        raise ConfigError(f"{path}{line}: {error}; expected a run's specification") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys such as task, model and method")
+    return content
+
+
+def _absolute(content: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The content with its paths from the root on, so that it means the same from everywhere."""
+
+    def whole(path: Any) -> str:
+        return str((base / Path(path).expanduser()).resolve())
+
+    found = dict(content)
+    task, data, model = (content.get(key) for key in ("task", "data", "model"))
+    if isinstance(task, str | Path) and Path(task).suffix.lower() in (".yaml", ".yml"):
+        found["task"] = whole(task)
+    if isinstance(data, str | Path):
+        found["data"] = whole(data)
+    # a model's name may look like a path
+    if isinstance(model, str | Path) and (base / Path(model).expanduser()).exists():
+        found["model"] = whole(model)
+    method = content.get("method")
+    if isinstance(method, dict) and isinstance(method.get("init_adapter"), str | Path):
+        found["method"] = {**method, "init_adapter": whole(method["init_adapter"])}
+    return found
+
+
+def _refused(error: ValidationError, place: str) -> ConfigError:
+    """What is wrong with a specification, in one sentence."""
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    key = field.split(".")[-1]
+    if problem["type"] == "extra_forbidden" and key in RunSpec.everywhere():
+        return ConfigError(
+            f"{place}: {key} cannot be set here: it belongs to {RunSpec.everywhere()[key]}"
+        )
+    if problem["type"] == "extra_forbidden":
+        known = [
+            *RunSpec.model_fields,
+            *MethodSpec.model_fields,
+            *TrainingOptions.model_fields,
+        ]
+        return ConfigError(f"{place}: {unknown('key', key, known)}")
+    if problem["type"] == "missing":
+        return ConfigError(f"{place}: no key {key!r}; expected it beside the others")
+    return ConfigError(
+        f"{place}: {field}={shown(problem['input'])} cannot be: {shortened(problem['msg'])}"
+    )
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text that may be long."""
+    return text if len(text) <= 300 else f"{text[:299]}…"

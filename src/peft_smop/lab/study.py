@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from peft_smop.errors import ConfigError, DivergedError, RunError, SMoPError
+from peft_smop.errors import CheckpointError, ConfigError, DivergedError, RunError, SMoPError
 from peft_smop.lab.prepare import load_task_of, populations_of
 from peft_smop.lab.run import run, run_packed
 from peft_smop.lab.spec import RunSpec
-from peft_smop.lab.store import write_json
 from peft_smop.lab.variants import Variant, check_methods
 from peft_smop.methods import can_pack
+from peft_smop.results import RunResult, read_object, write_json
 
 
 def study(
@@ -97,8 +97,8 @@ def _search(
             raise outcome
         else:
             trial |= {
-                "validation": outcome["validation"]["score"],
-                "seconds": outcome["training"]["seconds"],
+                "validation": outcome.validation.score,
+                "seconds": outcome.training.seconds,
                 "run": _where(spec, output, name).name,
             }
         trials.append(trial)
@@ -109,11 +109,31 @@ def _search(
     entry = {"method": name, "seed": specs[0].seed, "trials": trials, "chosen": chosen}
     # written as it grows, so that nothing is lost when the study is stopped
     path = output / "search.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"methods": []}
     same = (name, specs[0].seed, len(trials))
-    others = [e for e in before["methods"] if (e["method"], e["seed"], len(e["trials"])) != same]
+    others = [e for e in _log(path) if (e["method"], e["seed"], len(e["trials"])) != same]
     write_json(path, {"methods": [*others, entry]})
     return chosen
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    """What was searched before.
+
+    Raises:
+        CheckpointError: the log is damaged.
+    """
+    if not path.is_file():
+        return []
+    entries = read_object(path, "a log of searches").get("methods")
+    needed = {"method", "seed", "trials"}
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and needed <= e.keys() and isinstance(e["trials"], list)
+        for e in entries
+    ):
+        raise CheckpointError(
+            f"{path} cannot be read as a log of searches: expected methods, each with its seed and"
+            " trials; delete it, as it is written anew from the runs"
+        )
+    return entries
 
 
 def _check(
@@ -160,13 +180,13 @@ def _where(spec: RunSpec, output: Path, name: str) -> Path:
 
 def _run_all(
     jobs: Sequence[tuple[str, RunSpec]], output: Path, pack: int, console: Console | None
-) -> list[dict[str, Any] | SMoPError]:
+) -> list[RunResult | SMoPError]:
     """Run named specifications: packed where they can be, the rest one after the other.
 
     Returns:
         For every job its result, or the error by which its training ended.
     """
-    outcomes: dict[int, dict[str, Any] | SMoPError] = {}
+    outcomes: dict[int, RunResult | SMoPError] = {}
     together = [place for place, (_, spec) in enumerate(jobs) if pack > 1 and can_pack(spec.method)]
     packs = [together[i : i + pack] for i in range(0, len(together), pack)]
     alone = [[place] for place in range(len(jobs)) if place not in together]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from torch import nn
 from peft_smop.errors import CheckpointError, ConfigError, RunError
 from peft_smop.lab.prepare import load_task_of, put, training_examples
 from peft_smop.lab.spec import RunSpec
-from peft_smop.lab.store import RunDirectory
 from peft_smop.methods import MethodSpec, load_adapter, load_backbone, read_config
+from peft_smop.results import RunDirectory
 from peft_smop.scoring import Formulation
 from peft_smop.tasks import CATALOGUE, Example, Task, load_task
 
@@ -64,7 +63,7 @@ def load_trained(
     if directory.spec.is_file():
         spec = RunSpec.load(directory.spec)
         adapter = directory.adapter
-        if not directory.is_finished or not adapter.is_dir():
+        if not directory.is_finished:
             raise CheckpointError(
                 f"the run in {path} is not finished; go on with it by smop train --resume"
             )
@@ -77,7 +76,7 @@ def load_trained(
             raise ConfigError(
                 f"--task {task} is not the task of the run in {path}, {spec.task}; leave --task out"
             )
-        definition = _read_task(directory.task)
+        definition = _read_task(directory)
     else:
         adapter = path
         config = read_config(adapter)
@@ -103,6 +102,7 @@ def load_trained(
             str(adapter), labels=len(definition.labels), dtype=spec.training.precision
         )
         put_to = put(definition, whole, spec)
+        directory.read_result()
         return Trained(directory, spec, definition, whole.model.eval(), put_to)
     config = read_config(adapter)
     backbone = load_backbone(
@@ -112,6 +112,8 @@ def load_trained(
         task_type=TaskType(config.task_type).value if config.task_type else None,
     )
     adapted = load_adapter(backbone.model, adapter).eval()
+    if directory.spec.is_file():
+        directory.read_result()  # what is damaged has been told; this is for what was altered
     return Trained(directory, spec, definition, adapted, put(definition, backbone, spec))
 
 
@@ -134,7 +136,7 @@ def part_of_task(trained: Trained, part: str, *, seed: int | None = None) -> Par
             f"the task {spec.task!r} is not the one that was trained: its template, labels or"
             " verbalizers have changed since"
         )
-    recorded = _recorded_hash(trained.directory.split, part)
+    recorded = _recorded_hash(trained.directory, part)
     now = split.record()["parts"][part]["sha256"]
     return PartOfTask(
         getattr(split, part),
@@ -143,20 +145,22 @@ def part_of_task(trained: Trained, part: str, *, seed: int | None = None) -> Par
     )
 
 
-def _recorded_hash(path: Path, part: str) -> str | None:
+def _recorded_hash(directory: RunDirectory, part: str) -> str | None:
     """The hash of a part's rows when the run was started; None: there is no record."""
-    if not path.is_file():
+    if not directory.split.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["parts"][part]["sha256"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read as a split: {error}") from error
+        return str(directory.read_split()["parts"][part]["sha256"])
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{directory.split} cannot be read as a split: no {error} where one should be"
+        ) from error
 
 
-def _read_task(path: Path) -> Task:
+def _read_task(directory: RunDirectory) -> Task:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        content = directory.read_task().items()
+        fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in content}
         return Task(**fields)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read as a task: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{directory.task} cannot be read as a task: {error}") from error

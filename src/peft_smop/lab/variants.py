@@ -73,6 +73,36 @@ def variant(text: str) -> Variant:
     return Variant(text, method, training, found.paper)
 
 
+def name_of(spec: RunSpec, named: Variant) -> str:
+    """A run's method as `variant` would read it: the listed name, and what is other than there.
+
+    Args:
+        spec: the run.
+        named: the variant from which it was made; of the training options those are named that it
+            names, with the values that the run has.
+    """
+    given = {"name": spec.method.name, **spec.method.given()}
+    base = named.name.split(":")[0]
+    listed = variants()
+    same = [name for name, one in listed.items() if one.method == given]
+    if same:
+        base = base if base in same else same[0]
+    elif listed[base].method.items() - given.items():
+        base = spec.method.name  # something of the listed method was changed
+    training = {
+        key: getattr(spec.training, key)
+        for key in named.training
+        if getattr(spec.training, key) != listed[base].training.get(key)
+    }
+    other = {k: v for k, v in given.items() if listed[base].method.get(k) != v} | training
+    short = {long: key for key, long in SHORT.items()}
+    return ":".join([base, *(f"{short.get(key, key)}={_said(v)}" for key, v in other.items())])
+
+
+def _said(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
 def check_method(one: Variant) -> PeftConfig | None:
     """Configure a variant without a model, so that contradictions show before anything runs.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from torch import nn
 
+from peft_smop.results import Points, RoutingWorth
 from peft_smop.scoring import Formulation, certify
 from peft_smop.tasks import Example
 
@@ -36,21 +36,24 @@ def routing_worth(
     formulation: Formulation,
     examples: Sequence[Example],
     *,
+    of: int,
     on_batch: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
+) -> RoutingWorth:
     """The certificate's sentence and the two intervals it rests on, in points, for `result.json`.
 
     Args:
         model: with one active SMoP adapter that has a router.
         formulation: how the task is put to it.
         examples: labelled validation examples.
+        of: how many there are in all.
         on_batch: called with the number of examples done in each batch, k + 1 times over all.
     """
     found = certify(model, formulation, examples, on_batch=on_batch)
-    return {
-        "part": "validation",
-        "examples": found.examples,
-        "worth": asdict(found.worth),
-        "regret": asdict(found.regret),
-        "verdict": found.verdict,
-    }
+    return RoutingWorth(
+        part="validation",
+        examples=found.examples,
+        of=of,
+        worth=Points(**asdict(found.worth)),
+        regret=Points(**asdict(found.regret)),
+        verdict=found.verdict,
+    )

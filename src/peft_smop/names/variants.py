@@ -12,6 +12,7 @@ import yaml
 
 from peft_smop.errors import unknown
 from peft_smop.names.methods import DESCRIBED
+from peft_smop.plain_yaml import PlainYamlError, read_yaml
 
 FILE = Path(__file__).with_name("variants.yaml")
 SHORT = {"k": "num_prompts", "l": "num_virtual_tokens", "r": "rank", "d": "bottleneck_size"}
@@ -58,7 +59,7 @@ def check_names(texts: Iterable[str]) -> None:
 def typed(value: str) -> Any:
     """A value of its own type: 3, 0.5, true, or the text itself."""
     try:
-        found = yaml.safe_load(value)
-    except yaml.YAMLError:
+        found = read_yaml(value)
+    except PlainYamlError:
         return value
     return value if isinstance(found, dict | list) else found

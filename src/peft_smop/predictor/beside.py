@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedTokenizerBase
 
 from peft_smop.embedded import MODEL_DIR, MODEL_NAME
 from peft_smop.errors import CheckpointError, ConfigError
+from peft_smop.plain_yaml import read_yaml
 from peft_smop.tasks import Task
 
 NAME = "predictor.json"
@@ -65,7 +65,7 @@ class Beside:
         if run is None or not (run / "task.json").is_file():
             return None
         task = _task(run / "task.json", _mapping(run / "task.json", json.loads))
-        spec = _mapping(run / "spec.yaml", yaml.safe_load)
+        spec = _mapping(run / "spec.yaml", read_yaml)
         training, method = spec.get("training", {}), spec.get("method", {})
         content = {
             "backbone": located(str(spec.get("model", ""))),
@@ -98,14 +98,14 @@ def located(model: str) -> str:
 def is_control(run: Path) -> bool:
     """Whether a run's rows were told their prompts, which nobody tells an input."""
     path = run / "spec.yaml"
-    method = _mapping(path, yaml.safe_load).get("method", {}) if path.is_file() else {}
+    method = _mapping(path, read_yaml).get("method", {}) if path.is_file() else {}
     return isinstance(method, dict) and method.get("name") == "told"
 
 
 def _mapping(path: Path, parse: Any) -> dict[str, Any]:
     try:
         content = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no mapping; expected what was saved")

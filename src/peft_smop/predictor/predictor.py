@@ -24,6 +24,7 @@ from peft_smop.methods import (
 )
 from peft_smop.predictor.answer import Answer
 from peft_smop.predictor.beside import NAME, Beside, is_control, located
+from peft_smop.results import RunDirectory
 from peft_smop.scoring import Asked, Formulation, formulate, predict_rows
 from peft_smop.tasks import CATALOGUE, Example, Row, Task, define_task, to_input
 
@@ -397,6 +398,8 @@ def _find(path: Path, model: str | None, task: str | Path | None) -> tuple[Path,
         raise CheckpointError(
             f"the run in {path} is not finished; go on with it by smop train --resume"
         )
+    if run is not None and (run / "result.json").is_file():
+        RunDirectory(run).read_result()  # nothing of a run is believed that was altered since
     beside = Beside.read(adapter, run=run)
     if run is not None and is_control(run):
         raise ConfigError(

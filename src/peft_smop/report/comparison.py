@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any
 
-from peft_smop.errors import RunError
+from peft_smop.errors import CheckpointError, RunError
 from peft_smop.report.significance import Difference, holm, paired_bootstrap
+from peft_smop.results import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def compare(groups: Mapping[str, Sequence[Path]]) -> list[Row]:
                 " seeds, so they cannot be compared; run them again on the same data"
             )
     first = next(iter(groups.values()))[0]
-    labels = len(json.loads((first / "task.json").read_text(encoding="utf-8"))["labels"])
+    labels = len(labels_of(RunDirectory(first)))
     found = [
         paired_bootstrap(outcomes[0], other, metric=rows[0].metric, labels=labels)
         for other in outcomes[1:]
@@ -110,28 +109,26 @@ def compare(groups: Mapping[str, Sequence[Path]]) -> list[Row]:
 
 
 def _row(name: str, paths: Sequence[Path]) -> Row:
-    results: list[dict[str, Any]] = [
-        json.loads((path / "result.json").read_text(encoding="utf-8")) for path in paths
-    ]
-    loads = [sorted(r["test"]["load"], reverse=True) for r in results]
-    alarms = Counter(alarm.split(":")[0] for r in results for alarm in r["test"]["alarms"])
+    results = [RunDirectory(path).read_result() for path in paths]
+    loads = [sorted(r.test.load, reverse=True) for r in results]
+    alarms = Counter(alarm.split(":")[0] for r in results for alarm in r.test.alarms)
     first = results[0]
     return Row(
         name=name,
-        scores=tuple(r["test"]["value"] for r in results),
-        validation=tuple(r["validation"]["score"] for r in results),
-        seconds=tuple(r["training"]["seconds"] for r in results),
-        learning_rate=first["training"]["learning_rate"],
-        trainable=first["parameters"]["trainable"],
-        allocated=first["parameters"]["allocated"],
-        percentage=first["parameters"]["percentage"],
-        metric=first["test"]["metric"],
-        examples=first["test"]["examples"],
-        majority=mean(r["test"]["majority"] for r in results),
+        scores=tuple(r.test.value for r in results),
+        validation=tuple(r.validation.score for r in results),
+        seconds=tuple(r.training.seconds for r in results),
+        learning_rate=first.training.learning_rate,
+        trainable=first.parameters.trainable,
+        allocated=first.parameters.allocated,
+        percentage=first.parameters.percentage,
+        metric=first.test.metric,
+        examples=first.test.examples,
+        majority=mean(r.test.majority for r in results),
         load=tuple(mean(parts) for parts in zip(*loads, strict=True)),
-        seconds_per_100_steps=_median(r["cost"]["seconds_per_100_steps"] for r in results),
-        peak_memory_mib=_median(r["cost"]["peak_memory_mib"] for r in results),
-        training_gflops_per_example=first["cost"]["training_gflops_per_example"],
+        seconds_per_100_steps=_median(r.cost.seconds_per_100_steps for r in results),
+        peak_memory_mib=_median(r.cost.peak_memory_mib for r in results),
+        training_gflops_per_example=first.cost.training_gflops_per_example,
         alarms=tuple(f"{alarm} in {n} of {len(results)}" for alarm, n in alarms.items()),
     )
 
@@ -145,16 +142,33 @@ def _truth(outcomes: Mapping[tuple[int, str], tuple[int, int]]) -> dict[tuple[in
     return {key: label for key, (label, _) in outcomes.items()}
 
 
+def labels_of(run: RunDirectory) -> list[str]:
+    """The labels of a run's task.
+
+    Raises:
+        CheckpointError: its record is damaged.
+    """
+    labels = run.read_task().get("labels")
+    if not isinstance(labels, list) or not labels:
+        raise CheckpointError(f"{run.task} cannot be read as a task: no labels")
+    return labels
+
+
 def _outcomes(paths: Sequence[Path]) -> dict[tuple[int, str], tuple[int, int]]:
     """Every test example of every seed: its label and what was predicted."""
     found = {}
     for path in paths:
-        seed = json.loads((path / "result.json").read_text(encoding="utf-8"))["seed"]
-        task = json.loads((path / "task.json").read_text(encoding="utf-8"))
-        place = {label: i for i, label in enumerate(task["labels"])}
-        with (path / "predictions.jsonl").open(encoding="utf-8") as lines:
-            for row in map(json.loads, lines):
+        run = RunDirectory(path)
+        seed = run.read_result().seed
+        place = {label: i for i, label in enumerate(labels_of(run))}
+        for row in run.read_predictions():
+            try:
                 found[seed, str(row["id"])] = (place[row["label"]], place[row["prediction"]])
+            except (KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"{run.predictions} cannot be read as predictions: no {error} where one should"
+                    " be"
+                ) from error
     return found
 
 
@@ -177,8 +191,7 @@ def draw(groups: Mapping[str, Sequence[Path]], path: Path, *, title: str) -> Non
     for place, (row, paths) in enumerate(zip(rows, groups.values(), strict=True)):
         colour = f"C{place}"
         for number, run in enumerate(paths):
-            lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            points = [entry for entry in map(json.loads, lines) if "eval_score" in entry]
+            points = [e for e in RunDirectory(run).read_metrics() if "eval_score" in e]
             left.plot(
                 [p["step"] for p in points],
                 [p["eval_score"] for p in points],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from peft_smop.errors import RunError
-from peft_smop.scoring.formulation import Features, Formulation, told
+from peft_smop.scoring.formulation import Features, Formulation, LabelScores, told
 from peft_smop.scoring.lengths import MAX_PADDING, cut
 from peft_smop.scoring.metrics import Score, score
 from peft_smop.tasks import Example
@@ -106,13 +106,15 @@ def predict_rows(
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in _batches(model, formulations, asked, features, batch_size):
+            waiting = deque(_batches(model, formulations, asked, features, batch_size))
+            while waiting:
+                batch = waiting.popleft()
                 own = [features[i] for i in batch]
                 names = [name for i in batch if (name := asked[i].adapter) is not None]
-                with told(model, own):
-                    scores = formulations[0].label_scores(
-                        cast("nn.Module", Following(model, names)) if names else model, own
-                    )
+                scores = _scores(model, formulations[0], own, names)
+                if scores is None:
+                    waiting.extendleft(reversed(_halves(batch, model, asked)))
+                    continue
                 named = _named(getattr(model, "last_routes", None))
                 rows = scores.log_probabilities.tolist()
                 for place, i in enumerate(batch):
@@ -135,6 +137,42 @@ def predict_rows(
     finally:
         model.train(was_training)
     return [prediction for prediction in found if prediction is not None]
+
+
+def _scores(
+    model: nn.Module, formulation: Formulation, features: Sequence[Features], names: Sequence[str]
+) -> LabelScores | None:
+    """The scores of a batch; None: the device's memory does not hold it."""
+    try:
+        with told(model, features):
+            return formulation.label_scores(
+                cast("nn.Module", Following(model, names)) if names else model, features
+            )
+    except torch.OutOfMemoryError:
+        pass
+    torch.cuda.empty_cache()  # only here, as the error keeps what was computed alive
+    return None
+
+
+def _halves(batch: list[int], model: nn.Module, asked: Sequence[Asked]) -> list[list[int]]:
+    """A batch in two.
+
+    Raises:
+        RunError: it cannot be divided.
+    """
+    if len(batch) == 1 or _rows_see_each_other(model, asked):
+        raise RunError(
+            f"the device's memory does not hold {len(batch)} rows to be scored together; lower"
+            " --max-length, or free the device"
+        )
+    middle = (len(batch) + 1) // 2
+    return [batch[:middle], batch[middle:]]
+
+
+def _rows_see_each_other(model: nn.Module, asked: Sequence[Asked]) -> bool:
+    layer = getattr(model, "smop_layer", None)
+    names = {row.adapter for row in asked if row.adapter is not None}
+    return layer is not None and not layer.rows_are_independent(names or model.active_adapters)
 
 
 class Following:
@@ -184,10 +222,7 @@ def _batches(
     Batches are cut where they would be padded much, unless a row is seen by the others in its pass.
     """
     lengths = [len(f["input_ids"]) for f in features]
-    layer = getattr(model, "smop_layer", None)
-    names = {row.adapter for row in asked if row.adapter is not None}
-    whole = layer is not None and not layer.rows_are_independent(names or model.active_adapters)
-    limit = math.inf if whole else MAX_PADDING
+    limit = math.inf if _rows_see_each_other(model, asked) else MAX_PADDING
     # rows of one pass have verdicts of one shape
     shapes = [row.formulation.verdicts for row in asked]
     for shape in dict.fromkeys(shapes):

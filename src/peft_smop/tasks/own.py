@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from peft_smop.errors import ConfigError, DataError, unknown
+from peft_smop.plain_yaml import PlainYamlError, WithoutAliases
 from peft_smop.tasks.examples import Columns, to_examples
 from peft_smop.tasks.holdout import Examples
 from peft_smop.tasks.reading import decode, read_bytes, read_rows, shown
@@ -173,9 +174,11 @@ def _read_yaml(path: Path) -> tuple[dict[str, object], Mapping[str, int]]:
     """
     text = decode(read_bytes(path), str(path))
     try:
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
-        # BaseLoader, since YAML's own rules would make the labels yes and no into booleans.
-        content = yaml.load(text, Loader=yaml.BaseLoader)
+        # all text, since YAML's own rules would make the labels yes and no into booleans
+        root = yaml.compose(text, Loader=WithoutAliases)
+        content = yaml.load(text, Loader=WithoutAliases)
+    except PlainYamlError as error:
+        raise DataError.at(path, error.line, str(error)) from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise DataError.at(path, line, f"broken YAML ({error.problem})") from error

@@ -1,13 +1,13 @@
 """One fit: trainer, batching, schedule, stopping, resume."""
 
 from peft_smop.training.batching import LengthSampler, padding_ratio
+from peft_smop.training.checkpoints import last_complete_checkpoint
 from peft_smop.training.fit import Fit, Training, fit
 from peft_smop.training.options import TrainingOptions
 from peft_smop.training.packed import fit_packed, share_backbone
 from peft_smop.training.progress import ProgressBar, bars
 from peft_smop.training.routing_callback import RoutingCallback
 from peft_smop.training.steps import Rows, forward_backward
-from peft_smop.training.trainer import last_complete_checkpoint
 
 __all__ = [
     "Fit",

@@ -17,20 +17,22 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from peft_smop.errors import ConfigError
 from peft_smop.scoring import Evaluation, Formulation, evaluate, majority_label
 from peft_smop.tasks import Example
 from peft_smop.training.callbacks import Revival, StepMeter
-from peft_smop.training.options import TrainingOptions
-from peft_smop.training.trainer import (
+from peft_smop.training.checkpoints import (
     CompleteCheckpoint,
-    ScoringTrainer,
-    Step,
+    best_of,
+    keep_only,
     last_complete_checkpoint,
+    state_of,
 )
+from peft_smop.training.history import History, Rhythm, figures
+from peft_smop.training.options import TrainingOptions
+from peft_smop.training.trainer import ScoringTrainer, Step
 from peft_smop.tuner import SMoPModel
 
 # transformers 5.20 renamed the option and warns of the old name
@@ -90,6 +92,12 @@ class Training:
     """Go on from the newest whole checkpoint in `output`, if there is one."""
     callbacks: Sequence[TrainerCallback] = ()
     """Further callbacks, such as a progress bar."""
+    metrics: Path | None = None
+    """A file to which loss and validation score are written as they come."""
+    report_to: Sequence[str] = ()
+    """Where the Trainer reports to as well: tensorboard, wandb, mlflow and its others."""
+    title: str | None = None
+    """What the run is called there."""
 
 
 def fit(training: Training) -> Fit:
@@ -142,7 +150,9 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
     if options.keep_texts:
         _keep_texts(model, options.keep_texts)
     meter = StepMeter()
-    own: list[TrainerCallback] = [CompleteCheckpoint()]
+    own: list[TrainerCallback] = [Rhythm(), CompleteCheckpoint()]
+    if training.metrics is not None:
+        own.append(History(training.metrics))
     if step is None:  # time and memory of a shared pass are no one run's
         own.append(meter)
     revival = _revival(model, seed) if options.revive_dead_prompts else None
@@ -156,7 +166,7 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
         rates=_rates(model, options),
         step=step,
         model=model,
-        args=_arguments(options, training.output, seed, rows=len(features)),
+        args=_arguments(training, rows=len(features)),
         callbacks=[
             EarlyStoppingCallback(early_stopping_patience=options.patience),
             *own,
@@ -165,15 +175,17 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
     )
     trainer.remove_callback(PrinterCallback)
     set_seed(seed)
-    if checkpoint is not None and had_ended(checkpoint, options.patience):
+    if checkpoint is not None and had_ended(
+        checkpoint, options.patience, steps=options.planned_steps(len(features))
+    ):
         # the trainer would not know that it was done, and take another step
-        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        trainer.state.best_model_checkpoint = str(
-            training.output / Path(str(trainer.state.best_model_checkpoint)).name
-        )
+        trainer.state = state_of(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if not trainer.holds_best:  # the trainer goes on without a word where it finds none
         trainer._load_best_model()
-        return _outcome(trainer.state, truncated, meter, revival)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    newest = training.output / f"checkpoint-{trainer.state.global_step}"
+    keep_only(training.output, {newest, best_of(trainer.state, training.output)})
     return _outcome(trainer.state, truncated, meter, revival)
 
 
@@ -227,10 +239,10 @@ def _keep_texts(model: nn.Module, gibibytes: float) -> None:
     tuner.keep_texts(gibibytes)
 
 
-def had_ended(checkpoint: Path, patience: int) -> bool:
+def had_ended(checkpoint: Path, patience: int, *, steps: int) -> bool:
     """Whether the run had taken all its steps, or run out of patience, when it was interrupted."""
-    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    if state.global_step >= state.max_steps:
+    state = state_of(checkpoint)
+    if state.global_step >= steps:
         return True
     scores = [entry["eval_score"] for entry in state.log_history if "eval_score" in entry]
     return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
@@ -238,8 +250,7 @@ def had_ended(checkpoint: Path, patience: int) -> bool:
 
 def is_first_checkpoint(checkpoint: Path) -> bool:
     """Whether a run had been evaluated only once when it was interrupted."""
-    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    return sum("eval_score" in entry for entry in state.log_history) == 1
+    return sum("eval_score" in entry for entry in state_of(checkpoint).log_history) == 1
 
 
 def _outcome(state: TrainerState, truncated: int, meter: StepMeter, revival: Revival | None) -> Fit:
@@ -248,7 +259,7 @@ def _outcome(state: TrainerState, truncated: int, meter: StepMeter, revival: Rev
         best_step=state.best_global_step or state.global_step,
         best_score=float(state.best_metric if state.best_metric is not None else float("nan")),
         stopped_early=state.global_step < state.max_steps,
-        history=tuple(state.log_history),
+        history=figures(state.log_history),
         truncated=truncated,
         seconds_per_step=meter.seconds_per_step,
         peak_memory=meter.memory.bytes,
@@ -256,14 +267,13 @@ def _outcome(state: TrainerState, truncated: int, meter: StepMeter, revival: Rev
     )
 
 
-def _arguments(
-    options: TrainingOptions, output: Path, seed: int, *, rows: int
-) -> TrainingArguments:
+def _arguments(training: Training, *, rows: int) -> TrainingArguments:
     """The options in the Trainer's own terms."""
+    options = training.options
     per_epoch = -(-rows // options.batch_size)
     rhythm = "epoch" if options.eval_steps is None else "steps"
     return TrainingArguments(
-        output_dir=str(output),
+        output_dir=str(training.output),
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
         per_device_train_batch_size=options.batch_size,
@@ -285,7 +295,8 @@ def _arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,  # batches are built, and pinned, where they are used
         disable_tqdm=True,
-        report_to="none",
-        seed=seed,
+        report_to=list(training.report_to) or "none",
+        run_name=training.title,
+        seed=training.seed,
         **(_CHECKPOINTING if options.gradient_checkpointing else {}),
     )

@@ -24,6 +24,7 @@ from greenlet import getcurrent, greenlet
 from torch import nn
 
 from peft_smop.errors import ConfigError, SMoPError
+from peft_smop.training.checkpoints import complete_checkpoints
 from peft_smop.training.fit import (
     Fit,
     Training,
@@ -33,7 +34,6 @@ from peft_smop.training.fit import (
     libraries_quiet,
 )
 from peft_smop.training.steps import Rows, forward_backward
-from peft_smop.training.trainer import complete_checkpoints
 from peft_smop.tuner import SMoPModel
 
 Outcome = Fit | SMoPError
@@ -179,7 +179,7 @@ def _checkpoints(trainings: Sequence[Training]) -> list[Path | None]:
     unfinished = [
         step
         for step, steps, training in zip(last, found, trainings, strict=True)
-        if not step or not had_ended(steps[step], training.options.patience)
+        if not step or not _had_ended(steps[step], training)
     ]
     common = min(unfinished, default=max(last))
 
@@ -190,3 +190,8 @@ def _checkpoints(trainings: Sequence[Training]) -> list[Path | None]:
         return None if common == 0 and is_first_checkpoint(steps[step]) else steps[step]
 
     return [start(step, steps) for step, steps in zip(last, found, strict=True)]
+
+
+def _had_ended(checkpoint: Path, training: Training) -> bool:
+    options = training.options
+    return had_ended(checkpoint, options.patience, steps=options.planned_steps(len(training.train)))

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from peft_smop.errors import RunError
 from peft_smop.rows import on_device
 from peft_smop.scoring import Features, Formulation, cut, to_device, told
 from peft_smop.tuner import SMoPModel
@@ -43,6 +44,7 @@ def forward_backward(
     *,
     max_padding: float,
     backward: Callable[[Tensor], Any] = Tensor.backward,
+    most_rows: int | None = None,
 ) -> Float[Tensor, "r"]:
     """Compute the loss of every run's rows, and leave the gradients in the parameters.
 
@@ -53,6 +55,10 @@ def forward_backward(
         max_padding: most tokens computed over tokens of text, beyond which the rows are divided
             between several passes; not done where rows are not independent of each other.
         backward: what to do with a loss.
+        most_rows: rows in a pass, where memory does not hold more; the loss is the same.
+
+    Raises:
+        RunError: rows that see each other would have to be divided.
     """
     device = next(model.parameters()).device
     tuner = SMoPModel.of(model)
@@ -62,7 +68,7 @@ def forward_backward(
     of_step = Counter(names)
     tokens = _tokens(formulation, runs, device)
     losses = torch.zeros(len(runs), device=device)
-    for members in _parts(tuner, rows, adapters, max_padding):
+    for members in _parts(tuner, rows, adapters, max_padding, most_rows or len(rows)):
         features, own = [rows[i][1] for i in members], [names[i] for i in members]
         batch = formulation.collate(features)
         more = {} if runs[0].adapter is None else {"adapter_names": own}
@@ -112,11 +118,18 @@ def _parts(
     rows: Sequence[tuple[int, Features]],
     adapters: Sequence[str],
     max_padding: float,
+    most_rows: int,
 ) -> list[list[int]]:
     """Which rows share a pass: all of them, where one row's part in the loss sees another row."""
     if tuner is not None and not tuner.smop_layer.rows_are_independent(adapters):
+        if most_rows < len(rows):
+            raise RunError(
+                f"the device's memory does not hold a batch of {len(rows)}, and rows of this method"
+                " see each other, so that it cannot be divided; lower --batch-size"
+            )
         return [list(range(len(rows)))]
-    return cut([len(features["input_ids"]) for _, features in rows], max_padding)
+    parts = cut([len(features["input_ids"]) for _, features in rows], max_padding)
+    return [part[i : i + most_rows] for part in parts for i in range(0, len(part), most_rows)]
 
 
 def _active(tuner: SMoPModel | None) -> str:

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PromptLearningConfig
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerControl, TrainerState
 
-from peft_smop.errors import DivergedError
+from peft_smop.errors import DivergedError, RunError
+from peft_smop.results import writing
 from peft_smop.scoring import MAX_PADDING, Evaluation, Features, Formulation
 from peft_smop.training.batching import WINDOW, LengthSampler
+from peft_smop.training.checkpoints import best_of, is_whole, restore_trained
 from peft_smop.training.steps import Rows, forward_backward
 from peft_smop.tuner import SMoPModel
 
-TRAINED = "trained.safetensors"
-"""In a checkpoint: the trained parameters themselves, where PEFT saves only what they make."""
-COMPLETE = "complete"
-"""Written into a checkpoint when everything else is there; a checkpoint without it is ignored."""
 Step = Callable[[Rows], Tensor]
 """From one run's rows to their loss; leaves gradients in the parameters."""
 
@@ -70,6 +60,8 @@ class ScoringTrainer(Trainer):
         self._score = score
         self._lengths = [len(f["input_ids"]) for f in features]
         self._first_bad_step: Tensor | None = None
+        self.holds_best = False
+        self._most_rows: int | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         tuner = SMoPModel.of(self.model)
@@ -105,13 +97,34 @@ class ScoringTrainer(Trainer):
             )
         return super().create_optimizer(*args, **kwargs)
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with writing(self._output):
+            super()._save_checkpoint(*args, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
-        _restore_trained(self.model, Path(resume_from_checkpoint))
+        restore_trained(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
+        """Take the best state, or none: the last one in its place would be believed to be it.
+
+        Raises:
+            RunError: it is not there as it was saved.
+        """
+        best = best_of(self.state, self._output)
+        if best is None or not is_whole(best):
+            raise RunError(
+                f"the best state, {best}, is missing or damaged, so there is nothing to test; the"
+                " same command with --resume goes on from what is whole"
+            )
+        self.state.best_model_checkpoint = str(best)
         super()._load_best_model()
-        _restore_trained(self.model, Path(str(self.state.best_model_checkpoint)))
+        restore_trained(self.model, best)
+        self.holds_best = True
+
+    @property
+    def _output(self) -> Path:
+        return Path(str(self.args.output_dir))
 
     def training_step(self, model: nn.Module, inputs: Rows, *args: Any, **kwargs: Any) -> Tensor:
         """Leave the gradients of one batch in the parameters; return its loss.
@@ -128,15 +141,32 @@ class ScoringTrainer(Trainer):
         return loss
 
     def _alone(self, model: nn.Module, rows: Rows) -> Tensor:
+        """One forward and backward; in smaller parts from the step on that memory does not hold."""
         model.train()
-        (loss,) = forward_backward(
-            model,
-            self._formulation,
-            [rows],
-            max_padding=self._max_padding,
-            backward=self.accelerator.backward,
-        )
-        return loss
+        while True:
+            begin = _State.of(model)
+            try:
+                (loss,) = forward_backward(
+                    model,
+                    self._formulation,
+                    [rows],
+                    max_padding=self._max_padding,
+                    backward=self.accelerator.backward,
+                    most_rows=self._most_rows,
+                )
+                return loss
+            except torch.OutOfMemoryError as error:
+                most = self._most_rows or len(rows.features)
+                if most == 1 or self.args.world_size > 1:  # others would wait for our passes
+                    raise RunError(
+                        f"the device's memory does not hold a step of {most} rows; use"
+                        " --gradient-checkpointing, or lower --max-length or --batch-size"
+                    ) from error
+                self._most_rows = (most + 1) // 2
+            # only here, as the error keeps what was computed alive
+            model.zero_grad()
+            begin.restore(model)
+            torch.cuda.empty_cache()
 
     def _get_num_items_in_batch(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to count: losses are means over the step already."""
@@ -173,25 +203,31 @@ class ScoringTrainer(Trainer):
         return metrics
 
 
-def _save_trained(model: nn.Module, folder: Path) -> None:
-    """Keep what is trained where PEFT keeps only its product.
+@dataclass(frozen=True)
+class _State:
+    """What a pass changes beside gradients: generators, and what judging remembers."""
 
-    P-tuning trains a network that makes the prompt; PEFT saves the prompt, and would put it back in
-    place of the network's input.
-    """
-    configs = getattr(model, "peft_config", {}).values()
-    if any(isinstance(config, PromptLearningConfig) for config in configs):
-        trained = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / TRAINED)
+    generator: Tensor
+    of_device: Tensor | None
+    buffers: Mapping[str, Tensor]
 
+    @classmethod
+    def of(cls, model: nn.Module) -> _State:
+        tuner = SMoPModel.of(model)
+        named = {} if tuner is None else dict(tuner.smop_layer.named_buffers())
+        return cls(
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            {name: buffer.clone() for name, buffer in named.items()},
+        )
 
-def _restore_trained(model: nn.Module, folder: Path) -> None:
-    if (folder / TRAINED).is_file():
-        trained = load_file(folder / TRAINED)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in trained:
-                    parameter.copy_(trained[name])
+    def restore(self, model: nn.Module) -> None:
+        torch.set_rng_state(self.generator)
+        if self.of_device is not None:
+            torch.cuda.set_rng_state(self.of_device)
+        tuner = SMoPModel.of(model)
+        for name, buffer in [] if tuner is None else tuner.smop_layer.named_buffers():
+            buffer.copy_(self.buffers[name])
 
 
 def check_finite(model: Any, state: TrainerState) -> None:
@@ -212,58 +248,3 @@ def _diverged(what: str, state: TrainerState, step: int) -> DivergedError:
     return DivergedError(
         f"training stopped at step {step}: {what}; {good}; lower the learning rate"
     )
-
-
-class CompleteCheckpoint(TrainerCallback):
-    """Mark a checkpoint as whole once all its files are written, and only then drop older ones.
-
-    The trainer's own rotation would delete the last whole checkpoint before the new one is marked.
-    """
-
-    def __init__(self) -> None:
-        self._newest: Path | None = None
-
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write the mark."""
-        assert args.output_dir is not None
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if not folder.is_dir():
-            return
-        if model is not None:
-            _save_trained(model, folder)
-        (folder / COMPLETE).touch()
-        self._newest = folder
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keep the newest checkpoint and the best one; runs that share steps have saved by now."""
-        if self._newest is None:
-            return
-        best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else ""
-        for other in self._newest.parent.glob("checkpoint-*"):
-            if other.name not in (self._newest.name, best):
-                shutil.rmtree(other, ignore_errors=True)
-        self._newest = None
-
-
-def complete_checkpoints(output: Path) -> dict[int, Path]:
-    """The checkpoints that were written to their end, by step."""
-    return {
-        int(folder.name.rsplit("-", 1)[1]): folder
-        for folder in output.glob("checkpoint-*")
-        if folder.name.rsplit("-", 1)[1].isdigit() and (folder / COMPLETE).is_file()
-    }
-
-
-def last_complete_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None."""
-    steps = complete_checkpoints(output)
-    return steps[max(steps)] if steps else None
