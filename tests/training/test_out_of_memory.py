@@ -54,8 +54,9 @@ def test_a_run_ends_as_with_memory_for_all_rows(small_medley, tmp_path, monkeypa
     whole = run(wanted, tmp_path / "whole")
     asked = memory_for(monkeypatch, 3)
     parts = run(wanted, tmp_path / "parts")
-    assert asked[:3] == [8, 4, 2]
-    assert max(asked[3:]) == 2  # what does not fit is not tried again in every step
+    refused = [rows for rows in asked if rows > 3]
+    assert 1 <= len(refused) <= 2  # what does not fit is not tried again in every step
+    assert max(asked[asked.index(refused[-1]) + 1 :]) <= 3
     assert parts.test.loss == pytest.approx(whole.test.loss, rel=1e-4)
     one, other = (
         load_file(next((tmp_path / name / "adapter").glob("*.safetensors")))

@@ -102,7 +102,7 @@ def load_trained(
             str(adapter), labels=len(definition.labels), dtype=spec.training.precision
         )
         put_to = put(definition, whole, spec)
-        directory.read_result()
+        directory.check_unaltered()
         return Trained(directory, spec, definition, whole.model.eval(), put_to)
     config = read_config(adapter)
     backbone = load_backbone(
@@ -113,7 +113,7 @@ def load_trained(
     )
     adapted = load_adapter(backbone.model, adapter).eval()
     if directory.spec.is_file():
-        directory.read_result()  # what is damaged has been told; this is for what was altered
+        directory.check_unaltered()  # what is damaged has been told already
     return Trained(directory, spec, definition, adapted, put(definition, backbone, spec))
 
 

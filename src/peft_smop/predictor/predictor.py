@@ -399,7 +399,7 @@ def _find(path: Path, model: str | None, task: str | Path | None) -> tuple[Path,
             f"the run in {path} is not finished; go on with it by smop train --resume"
         )
     if run is not None and (run / "result.json").is_file():
-        RunDirectory(run).read_result()  # nothing of a run is believed that was altered since
+        RunDirectory(run).check_unaltered()
     beside = Beside.read(adapter, run=run)
     if run is not None and is_control(run):
         raise ConfigError(

@@ -199,6 +199,18 @@ class RunDirectory:
                 )
         return result
 
+    def check_unaltered(self) -> None:
+        """Refuse a run that is not as it was written, as far as that can be known.
+
+        The results of the first format have no hashes. Their scores are not believed, but what was
+        trained may be taken up, as what it answers is seen then.
+
+        Raises:
+            CheckpointError: a file of the run is missing, damaged or altered.
+        """
+        if "format" in read_object(self.result, "a run's result"):
+            self.read_result()
+
     def read_task(self) -> dict[str, Any]:
         """The task's definition.
 
