@@ -213,8 +213,8 @@ def test_only_where_a_prompt_is_chosen_there_is_a_load(saved_models, routing, co
     [
         ("linear", False, "train with --method smop-posterior or --set revive_dead_prompts=true"),
         ("linear", True, "train with --method smop-posterior"),
-        ("posterior", False, "train with --set revive_dead_prompts=true"),
-        ("posterior", True, "train with fewer prompts, --num-prompts"),
+        ("posterior", False, "fewer may do, --num-prompts"),
+        ("posterior", True, "fewer may do, --num-prompts"),
         ("hashed", False, None),
     ],
 )

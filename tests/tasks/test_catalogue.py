@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from peft_smop.tasks import CATALOGUE, PRESETS, load_task, task_names
 
 
 def test_the_tasks_have_the_names_of_the_command_line():
-    assert task_names() == ("medley", "boolq", "cb", "copa", "multirc", "rte", "wic")
+    assert task_names() == ("medley", "medley-one", "boolq", "cb", "copa", "multirc", "rte", "wic")
 
 
 def test_every_task_says_what_it_is_and_where_it_comes_from():
@@ -72,3 +73,19 @@ def test_importing_the_tasks_loads_nothing_heavy():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_the_negative_control_has_one_population_and_its_two_labels():
+    task, split = load_task("medley-one")
+    parts = (split.train, split.validation, split.test)
+    assert [len(part) for part in parts] == [512, 256, 1000]
+    assert {example.population for part in parts for example in part} == {"people-comparison"}
+    assert len(task.labels) == 2
+    assert set(task.labels) < set(load_task("medley").task.labels)
+    texts = [{example.text for example in part} for part in parts]
+    assert not texts[0] & texts[1]
+    assert not texts[0] & texts[2]
+    assert not texts[1] & texts[2]
+    assert {example.label for example in split.train} == {0, 1}
+    with pytest.raises(ConfigError, match="but medley-one is generated"):
+        load_task("medley-one", data=Path("somewhere"))

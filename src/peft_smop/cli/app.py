@@ -11,7 +11,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from peft_smop import __version__
-from peft_smop.cli import compare, cost, demo, evaluate, methods, predict, routes, tasks, train
+from peft_smop.cli import (
+    compare,
+    cost,
+    demo,
+    doctor,
+    evaluate,
+    methods,
+    predict,
+    routes,
+    tasks,
+    train,
+)
 from peft_smop.errors import SMoPError
 from peft_smop.quiet import quiet_libraries
 
@@ -48,7 +59,7 @@ def _options(
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "See what there is": (tasks.tasks, methods.methods, demo.demo),
     "Train and compare": (train.train, compare.compare, cost.cost),
-    "Use what was trained": (predict.predict, evaluate.evaluate, routes.routes),
+    "Use what was trained": (predict.predict, evaluate.evaluate, routes.routes, doctor.doctor),
 }
 for group, commands in GROUPS.items():
     for command in commands:

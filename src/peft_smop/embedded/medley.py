@@ -22,7 +22,7 @@ the more frequent clause of each pair, blind to the register, on 2/3; the true r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -63,7 +63,13 @@ POPULATIONS: tuple[Population, ...] = (
 )
 
 
-def medley_rows(split: Split, count: int, seed: int = 0) -> list[dict[str, str]]:
+def medley_rows(
+    split: Split,
+    count: int,
+    seed: int = 0,
+    *,
+    populations: Sequence[Population] = POPULATIONS,
+) -> list[dict[str, str]]:
     """Write the first `count` rows of a split.
 
     Populations and truths are balanced: every block of 18 rows holds each of the 9 populations once
@@ -75,6 +81,7 @@ def medley_rows(split: Split, count: int, seed: int = 0) -> list[dict[str, str]]
         split: train, validation or test.
         count: how many rows.
         seed: another seed gives other rows of the same split.
+        populations: of which there are rows.
 
     Returns:
         Rows with `id`, `text`, `label` (a word of `LABELS`) and `population`; no text comes twice.
@@ -90,7 +97,7 @@ def medley_rows(split: Split, count: int, seed: int = 0) -> list[dict[str, str]]
     seen: set[str] = set()
     rows: list[dict[str, str]] = []
     while len(rows) < count:
-        cells = [(population, truth) for population in POPULATIONS for truth in (True, False)]
+        cells = [(population, truth) for population in populations for truth in (True, False)]
         rng.shuffle(cells)
         for population, truth in cells:
             text = next(text for text in _texts(rng, population, truth, split) if text not in seen)

@@ -55,7 +55,9 @@ def prepare(spec: RunSpec) -> Prepared:
     dtype = spec.training.precision
     if spec.method.name == "full" and dtype == "auto":
         dtype = "fp32"  # bf16 weights would round most updates away
-    backbone = load_backbone(spec.model, labels=len(task.labels), dtype=dtype)
+    backbone = load_backbone(
+        spec.model, labels=len(task.labels), dtype=dtype, dropout=spec.training.dropout
+    )
     formulation = put(task, backbone, spec)
     formulation.populations = populations
     setting = Setting(

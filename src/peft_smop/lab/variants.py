@@ -17,7 +17,15 @@ from peft_smop.training import TrainingOptions
 from peft_smop.tuner import SMoPConfig
 
 OF_A_ROUTER = ("router_learning_rate", "revive_dead_prompts")
-OF_PROMPTS = ("parameterisation", "hidden_size", "rank", "init", "init_text", "init_adapter")
+OF_PROMPTS = (
+    "parameterisation",
+    "hidden_size",
+    "rank",
+    "init",
+    "init_std",
+    "init_text",
+    "init_adapter",
+)
 
 
 @dataclass(frozen=True)

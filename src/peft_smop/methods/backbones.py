@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -81,6 +82,7 @@ def load_backbone(
     device: torch.device | None = None,
     dtype: str = "auto",
     task_type: str | None = None,
+    dropout: bool = True,
     trust_remote_code: bool = False,
 ) -> LoadedBackbone:
     """Load a backbone and its tokenizer.
@@ -91,6 +93,7 @@ def load_backbone(
         device: where to put it; the accelerator if there is one.
         dtype: "auto", "fp32" or "bf16".
         task_type: overrides the kind that the model's configuration says.
+        dropout: whether the model drops what its configuration says while something is trained.
         trust_remote_code: whether code that comes with the model may run; no command sets it.
 
     Raises:
@@ -124,12 +127,36 @@ def load_backbone(
         raise CheckpointError(f"model {name!r} cannot be read: {_first_sentence(error)}") from error
     if source.gguf_file is not None:
         forget_quantization(model)
+    if not dropout:
+        drop_nothing(model)
     model.name_or_path = tokenizer.name_or_path = said.location  # what adapters remember
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return LoadedBackbone(model.to(device), tokenizer, kind)
+
+
+def drop_nothing(model: PreTrainedModel) -> None:
+    """Set every dropout of a model to 0, whether it stands in a module or a configuration."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        _zero_rates(module)
+    for config in _configs_of(model.config):
+        _zero_rates(config)
+
+
+def _configs_of(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """A configuration and those within it."""
+    inner = [part for part in vars(config).values() if isinstance(part, PreTrainedConfig)]
+    return [config, *(one for part in inner for one in _configs_of(part))]
+
+
+def _zero_rates(holder: Any) -> None:
+    for name, value in list(vars(holder).items()):
+        if "drop" in name and isinstance(value, float):
+            setattr(holder, name, 0.0)
 
 
 def _parameters(config: PreTrainedConfig, kind: str, *, trusted: bool) -> int:

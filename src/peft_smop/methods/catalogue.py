@@ -45,6 +45,7 @@ class _Method(BaseModel):
     rank: int | None = Field(default=None, description="of LoRA, or of low-rank prompts")
     bottleneck_size: int | None = Field(default=None, description="d, width of the bottlenecks")
     init: Literal["vocabulary", "normal", "labels", "text", "adapter"] | None = None
+    init_std: float | None = Field(default=None, gt=0, description="spread, for init=normal")
     init_text: str | None = None
     init_adapter: str | None = None
 

@@ -9,7 +9,7 @@ PROMPT_RATES = (0.5, 0.3, 0.1)
 WEIGHT_RATES = (1e-4, 5e-5, 1e-5)
 """The paper's learning rates for adapters and for full fine-tuning (appendix C)."""
 
-_INIT = frozenset({"init", "init_text", "init_adapter"})
+_INIT = frozenset({"init", "init_std", "init_text", "init_adapter"})
 _PROMPT = _INIT | {"num_virtual_tokens", "position", "parameterisation", "hidden_size", "rank"}
 
 

@@ -334,9 +334,10 @@ def _remedy(adapter: Adapter | None, *, revives: bool) -> str:
     """What may be done about dead prompts, and was not yet; nothing where no router is trained."""
     if adapter is None or adapter.router is None:
         return ""
-    other = [] if adapter.strategy.judges else ["--method smop-posterior"]
+    if adapter.strategy.judges:  # it was told of every prompt, and has no use for these
+        return "; fewer may do, --num-prompts"
     again = [] if revives else ["--set revive_dead_prompts=true"]
-    return f"; train with {' or '.join([*other, *again] or ['fewer prompts, --num-prompts'])}"
+    return f"; train with {' or '.join(['--method smop-posterior', *again])}"
 
 
 def _some(numbers: Sequence[int], most: int = 8) -> str:

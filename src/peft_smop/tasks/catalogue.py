@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from peft_smop.errors import ConfigError, unknown
 from peft_smop.tasks.holdout import Examples
-from peft_smop.tasks.medley import MEDLEY, load_medley
+from peft_smop.tasks.medley import MEDLEY, MEDLEY_ONE, ONE, load_medley
 from peft_smop.tasks.splits import Split, make_split
 from peft_smop.tasks.superglue import SUPERGLUE, load_superglue
 from peft_smop.tasks.task import Task
@@ -52,6 +52,12 @@ def _superglue(name: str, data: Path | None, seed: int) -> Loaded:
 CATALOGUE: Mapping[str, Entry] = {
     "medley": Entry(
         MEDLEY, "generated here, nothing to download", ("given", "three-way"), load_medley
+    ),
+    "medley-one": Entry(
+        MEDLEY_ONE,
+        "generated here, nothing to download",
+        ("given", "three-way"),
+        partial(load_medley, task=MEDLEY_ONE, populations=(ONE,)),
     ),
     **{
         name: Entry(
@@ -109,7 +115,7 @@ def load_task(
         name_or_yaml: a name of the catalogue, or the path of your own task's YAML.
         data: the folder with the official SuperGLUE files; None reads them from the hub.
         preset: a name of `splits.PRESETS`; None takes the default of the task.
-        seed: for the split; for `medley` also for the rows of train and validation.
+        seed: for the split; for the generated tasks also for the rows of train and validation.
 
     Raises:
         ConfigError: where name, preset, seed or data cannot be used, or the hub not be reached.

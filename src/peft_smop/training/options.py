@@ -30,6 +30,9 @@ class TrainingOptions(BaseModel):
     weight_decay: float = Field(default=1e-5, ge=0)
     warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
     schedule: Literal["linear", "constant_with_warmup", "cosine"] = "linear"
+    dropout: bool = Field(
+        default=True, description="the backbone's own, while something is trained"
+    )
     revive_dead_prompts: bool = False
     patience: int = Field(default=10, gt=0, description="evaluations without improvement")
     eval_steps: int | None = Field(default=None, gt=0, description="default: once an epoch")

@@ -1,0 +1,192 @@
+"""Why a run does not learn, and what to do: one rule for every cause, over what the run shows.
+
+A rule speaks where its figure is far from what runs that learned show; which those are stands in
+`docs/runs.md`. Runs that learned well are told nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from peft_smop.lab.signs import Signs
+
+WIDEST, NARROWEST = 8.0, 0.2
+"""Spread of prompts at their start, over that of the embeddings."""
+FARTHEST = 20.0
+"""How far prompts may go, in spreads of the embeddings; runs that learned went 1 to 3."""
+NEAREST = 0.15
+"""Prompts that went less than this are still where they started."""
+LEARNED = 0.9
+"""A loss that fell to less than this part of its start has been learned from."""
+DROPPED = 1.2
+"""How much dropout may raise the loss."""
+STILL_FALLING = 0.3
+"""Part of all that the loss fell, in the last quarter of the steps."""
+FEWEST_STEPS = 50
+"""Steps in which a prompt at a rate that suits it gets somewhere."""
+COLLAPSED = 0.9
+"""Share of the rows that one prompt may get."""
+CUT = 0.05
+"""Share of the training inputs that may be cut."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a run."""
+
+    cause: str
+    seen: str
+    """By which one sees it, with its figures."""
+    remedy: str
+
+
+def diagnose(signs: Signs) -> tuple[Finding, ...]:
+    """All that the rules find, the likeliest cause first; empty where nothing is wrong."""
+    found = [finding for rule in RULES if (finding := rule(signs)) is not None]
+    if found or signs.test_low > signs.majority:
+        return tuple(found)
+    label, share = next(iter(signs.answers.items()), ("", 0.0))
+    return (
+        Finding(
+            "the task was not learned, and none of the known causes is seen",
+            f"the test score's interval begins at {signs.test_low:.1f}, always the commonest label"
+            f" scores {signs.majority:.1f}; {share:.0%} of the answers are {label!r}",
+            "compare with another method (smop compare --methods single,lora-8,full): where those"
+            " fail too, look at the labels, the template and the verbalizers",
+        ),
+    )
+
+
+def _start_out_of_scale(signs: Signs) -> Finding | None:
+    scale = signs.scale
+    if scale is None or NARROWEST <= scale.at_start <= WIDEST:
+        return None
+    wide = "wide" if scale.at_start > 1 else "narrow"
+    return Finding(
+        f"prompts started too {wide}",
+        f"their spread was {_times(scale.at_start)} that of the backbone's embeddings"
+        f" ({signs.spread:.3g})",
+        f"start from the vocabulary (--init vocabulary), or set init_std={signs.spread:.2g}",
+    )
+
+
+def _rate(signs: Signs) -> Finding | None:
+    """Too high: far away, or a loss that rises; too low: nowhere, after steps enough."""
+    learned = signs.loss_after < LEARNED * signs.loss_before
+    moved = None if signs.scale is None else signs.scale.moved
+    far = moved is not None and moved > FARTHEST
+    if far or (not learned and _rise(signs.curve)):
+        too, direction, instead = "high", "lower", signs.learning_rate / 10
+    elif signs.steps < FEWEST_STEPS or learned or (moved is not None and moved > NEAREST):
+        return None
+    else:
+        too, direction, instead = "low", "raise", signs.learning_rate * 10
+    went, how = "", f"{direction} it tenfold"
+    if moved is not None:
+        went = f"prompts went {moved:.2g} spreads of the embeddings far, and "
+        instead, how = suggested_rate(signs.spread), f"{direction} it, to 0.4 of those spreads"
+    return Finding(
+        f"the learning rate is too {too}",
+        f"in {signs.steps} steps at {signs.learning_rate:g} {went}the loss went from"
+        f" {signs.loss_before:.2f} to {signs.loss_after:.2f}",
+        f"{how}: --lr {instead:g}",
+    )
+
+
+def _dropout(signs: Signs) -> Finding | None:
+    if signs.loss_dropping < DROPPED * signs.loss_after:
+        return None
+    return Finding(
+        "the backbone's dropout hides what prompts do",
+        f"with it, as in training, the loss is {signs.loss_dropping:.2f}, without it"
+        f" {signs.loss_after:.2f}",
+        "train without: --set dropout=false",
+    )
+
+
+def _too_few_steps(signs: Signs) -> Finding | None:
+    if signs.stopped_early or _rate(signs) is not None:
+        return None
+    late = _late_fall(signs)
+    if signs.steps >= FEWEST_STEPS and late < STILL_FALLING:
+        return None
+    if signs.steps >= FEWEST_STEPS:
+        seen = f"{late:.0%} of all that the loss fell, it fell in the last quarter of the steps"
+    else:
+        seen = f"it was trained for {signs.steps} steps, {signs.epochs:.1f} times every example"
+    more = max(4 * signs.steps, 4 * FEWEST_STEPS)
+    return Finding("too few steps", seen, f"train longer: --max-steps {more}")
+
+
+def _inputs_cut(signs: Signs) -> Finding | None:
+    if signs.cut <= CUT:
+        return None
+    return Finding(
+        "inputs are cut",
+        f"{signs.cut:.0%} of the training inputs are longer than {signs.max_length} tokens",
+        "raise --max-length as far as the backbone reads",
+    )
+
+
+def _collapse(signs: Signs) -> Finding | None:
+    """All rows on one prompt, unless the certificate says that one is enough."""
+    if signs.routing is None or not signs.load or max(signs.load) < COLLAPSED:
+        return None
+    busiest = max(range(len(signs.load)), key=signs.load.__getitem__)
+    seen = f"prompt {busiest} gets {signs.load[busiest]:.0%} of the test examples"
+    if signs.routing != "posterior":
+        remedy = "train the router on its posterior: --routing posterior"
+    elif signs.regret is not None and signs.regret < 2:
+        return None
+    else:
+        remedy = (
+            "give the router longer, or balance=4 (--set); where smop routes says that this task"
+            " needs one prompt: --method single"
+        )
+    return Finding("the router collapsed", seen, remedy)
+
+
+RULES: tuple[Callable[[Signs], Finding | None], ...] = (
+    _inputs_cut,
+    _start_out_of_scale,
+    _rate,
+    _dropout,
+    _too_few_steps,
+    _collapse,
+)
+
+
+def suggested_rate(spread: float) -> float:
+    """A learning rate for prompts, to one digit: 0.4 spreads of the embeddings.
+
+    Adafactor and AdamW move every number by about the rate; Lester et al. (2021) trained at 0.3
+    times the parameters' own scale.
+    """
+    return float(f"{0.4 * spread:.1g}")
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f} times" if ratio >= 1 else f"{ratio:.2g} of"
+
+
+def _rise(curve: tuple[float, ...]) -> bool:
+    """Whether a loss ended well above where it had been."""
+    if len(curve) < 4:
+        return False
+    quarter = max(1, len(curve) // 4)
+    end = sum(curve[-quarter:]) / quarter
+    return end > 1.1 * min(
+        sum(curve[i : i + quarter]) / quarter for i in range(len(curve) - quarter)
+    )
+
+
+def _late_fall(signs: Signs) -> float:
+    """The part of the loss's whole fall that lies in the last quarter of the logged steps."""
+    curve = signs.curve
+    if len(curve) < 4:
+        return 0.0
+    quarter = max(1, len(curve) // 4)
+    parts = [sum(curve[i : i + quarter]) / quarter for i in range(0, 4 * quarter, quarter)]
+    whole = parts[0] - parts[3]
+    return max(0.0, parts[2] - parts[3]) / whole if whole > 0 else 0.0

@@ -1,0 +1,177 @@
+"""What `smop doctor` says of runs that were spoiled on purpose, and of one that was not."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from peft_smop.cli.app import app
+from peft_smop.embedded import MODEL_DIR
+from peft_smop.errors import SMoPError
+from peft_smop.lab import PromptScale, RunSpec, Signs, diagnose, run, signs_of
+from peft_smop.tasks import load_task
+
+GOOD = Signs(
+    method="smop",
+    learning_rate=0.5,
+    spread=1.3,
+    steps=240,
+    epochs=15.0,
+    stopped_early=False,
+    curve=(3.0, 2.0, 1.5, 1.2, 1.0, 0.9, 0.85, 0.83),
+    loss_before=5.0,
+    loss_after=0.8,
+    loss_dropping=0.8,
+    test_low=60.0,
+    majority=20.0,
+    answers={"yes": 0.5, "no": 0.5},
+    expected={"yes": 0.5, "no": 0.5},
+    cut=0.0,
+    max_length=512,
+    scale=PromptScale(at_start=1.0, at_end=2.0, moved=1.8),
+    routing="linear",
+    load=(0.4, 0.3, 0.2, 0.1),
+    regret=None,
+)
+
+
+def causes(signs):
+    return [finding.cause for finding in diagnose(signs)]
+
+
+def test_of_a_good_run_nothing_is_said():
+    assert diagnose(GOOD) == ()
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "cause"),
+    [
+        ({"scale": PromptScale(1.0, 60.0, 60.0)}, "the learning rate is too high"),
+        (
+            {"scale": None, "loss_after": 5.5, "curve": (3.0, 2.0, 3.0, 4.0)},
+            "the learning rate is too high",
+        ),
+        (
+            {"scale": PromptScale(1.0, 1.0, 0.01), "loss_after": 4.9},
+            "the learning rate is too low",
+        ),
+        ({"scale": None, "loss_after": 4.9, "curve": (5, 5, 5, 5)}, "the learning rate is too low"),
+        ({"scale": PromptScale(9.1, 9.5, 1.8)}, "prompts started too wide"),
+        ({"scale": PromptScale(0.1, 1.5, 1.4)}, "prompts started too narrow"),
+        ({"loss_dropping": 1.1}, "the backbone's dropout hides what prompts do"),
+        ({"steps": 20}, "too few steps"),
+        ({"curve": (5.0, 4.0, 3.0, 2.0)}, "too few steps"),
+        ({"cut": 0.5, "max_length": 8}, "inputs are cut"),
+        ({"load": (0.03, 0.97)}, "the router collapsed"),
+        ({"load": (0.03, 0.97), "routing": "posterior", "regret": 9.0}, "the router collapsed"),
+    ],
+)
+def test_every_cause_is_told_alone(spoiled, cause):
+    assert causes(replace(GOOD, **spoiled)) == [cause]
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        {"load": (0.03, 0.97), "routing": "posterior", "regret": 0.3},
+        {"load": (1.0,), "routing": None},
+        {"steps": 20, "stopped_early": True},
+        {"scale": None, "routing": None, "load": ()},
+    ],
+)
+def test_what_looks_wrong_and_is_not(sound):
+    assert diagnose(replace(GOOD, **sound)) == ()
+
+
+def test_a_run_that_learned_nothing_for_no_known_cause_is_not_called_good():
+    (finding,) = diagnose(replace(GOOD, test_low=18.0, answers={"yes": 0.99, "no": 0.01}))
+    assert "none of the known causes" in finding.cause
+    assert "99% of the answers are 'yes'" in finding.seen
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A few rows of medley in files, so that nothing takes long."""
+    folder = tmp_path_factory.mktemp("small")
+    split = load_task("medley")[1]
+    definition = load_task("medley")[0]
+    for name, count in (("train", 96), ("validation", 24), ("test", 60)):
+        rows = [
+            {"text": e.text, "label": definition.labels[e.label], "id": f"{name}-{e.id}"}
+            for e in getattr(split, name)[:count]
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = dict(zip(definition.labels, definition.verbalizers, strict=True))
+    (folder / "small.yaml").write_text(
+        "name: small\ntemplate: '{text}'\n"
+        + f"labels: {json.dumps(labels)}\n"
+        + "".join(f"{name}: {name}.jsonl\n" for name in ("train", "validation", "test"))
+        + "id: id\n"
+    )
+    return folder / "small.yaml"
+
+
+def trained(small, where, *, model="embedded", method=None, **training):
+    options = {"max_steps": 60, "batch_size": 8, "eval_steps": 30, **training}
+    content = {
+        "task": str(small),
+        "model": str(model),
+        "method": {"name": "single", **(method or {})},
+        "training": options,
+    }
+    run(RunSpec.of(content), where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory):
+    """The packaged model, had it been trained with much dropout."""
+    folder = tmp_path_factory.mktemp("dropping") / "model"
+    shutil.copytree(MODEL_DIR, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dropout_rate": 0.4}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "cause"),
+    [
+        ({}, None),
+        ({"learning_rate": 50.0}, "the learning rate is too high"),
+        ({"learning_rate": 0.0005}, "the learning rate is too low"),
+        ({"method": {"init": "normal", "init_std": 100.0}}, "prompts started too wide"),
+        ({"max_steps": 10, "eval_steps": 5}, "too few steps"),
+        ({"max_length": 6}, "inputs are cut"),
+        ({"model": "dropping"}, "the backbone's dropout hides what prompts do"),
+        ({"model": "dropping", "dropout": False}, None),
+        ({"method": {"name": "lora"}, "learning_rate": 1e-7}, "the learning rate is too low"),
+    ],
+)
+def test_a_spoiled_run_is_seen_through(small, dropping, tmp_path, spoiled, cause):
+    options = dict(spoiled)
+    if options.get("model") == "dropping":
+        options["model"] = dropping
+    found = causes(signs_of(trained(small, tmp_path / "run", **options)))
+    assert found[:1] == ([] if cause is None else [cause])
+
+
+def test_the_command_says_what_to_do(small, tmp_path):
+    where = trained(small, tmp_path / "run", learning_rate=50.0)
+    found = CliRunner().invoke(app, ["doctor", str(where)])
+    assert found.exit_code == 0
+    assert "the learning rate is too high" in found.output
+    assert "--lr 0.5" in found.output
+
+
+def test_what_is_no_finished_run_is_refused(small, tmp_path):
+    where = trained(small, tmp_path / "run", max_steps=2, eval_steps=1)
+    with pytest.raises(SMoPError, match="is not a directory"):
+        signs_of(tmp_path / "nowhere")
+    shutil.copytree(where / "adapter", tmp_path / "alone")
+    with pytest.raises(SMoPError, match="give --task"):
+        signs_of(tmp_path / "alone")
+    (where / "result.json").unlink()
+    with pytest.raises(SMoPError, match="not finished"):
+        signs_of(where)
