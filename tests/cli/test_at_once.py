@@ -17,7 +17,7 @@ LIGHT = [
     (["trian"], 2, "train"),
     (["train", "--tsak", "cb"], 2, "--task"),
     (["train", "-t", "medley", "--seed", "one"], 2, "--seed"),
-    (["train", "-t", "medly"], 2, "did you mean medley?"),
+    (["train", "-t", "medly"], 2, "did you mean medley"),
     (["train", "-t", "medley", "--method", "smopp"], 2, "did you mean smop"),
     (["compare", "-t", "medley", "--methods", "smop,lora8"], 2, "did you mean lora-8"),
     (["compare", "-t", "medley", "--methods", ","], 2, "names no method"),
