@@ -20,6 +20,7 @@ from peft_smop.cli import (
     methods,
     predict,
     routes,
+    sweep,
     tasks,
     train,
 )
@@ -29,7 +30,7 @@ from peft_smop.quiet import quiet_libraries
 app = typer.Typer(
     name="smop",
     help="Sparse mixtures of soft prompts for frozen models:"
-    " train, compare, cost, evaluate, predict, routes.",
+    " train, sweep, compare, cost, evaluate, predict, routes.",
     epilog="Begin with: [bold]smop demo[/bold]  (three minutes, nothing to download)",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -58,7 +59,7 @@ def _options(
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "See what there is": (tasks.tasks, methods.methods, demo.demo),
-    "Train and compare": (train.train, compare.compare, cost.cost),
+    "Train and compare": (train.train, sweep.sweep, compare.compare, cost.cost),
     "Use what was trained": (predict.predict, evaluate.evaluate, routes.routes, doctor.doctor),
 }
 for group, commands in GROUPS.items():

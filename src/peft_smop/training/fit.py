@@ -32,6 +32,7 @@ from peft_smop.training.checkpoints import (
 )
 from peft_smop.training.history import History, Rhythm, figures
 from peft_smop.training.options import TrainingOptions
+from peft_smop.training.reporting import close_reports
 from peft_smop.training.trainer import ScoringTrainer, Step
 from peft_smop.tuner import SMoPModel
 
@@ -184,6 +185,7 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if not trainer.holds_best:  # the trainer goes on without a word where it finds none
         trainer._load_best_model()
+    close_reports(training.report_to)
     newest = training.output / f"checkpoint-{trainer.state.global_step}"
     keep_only(training.output, {newest, best_of(trainer.state, training.output)})
     return _outcome(trainer.state, truncated, meter, revival)

@@ -1,0 +1,321 @@
+"""`smop sweep`."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from peft_smop.cli.named import names_in
+from peft_smop.cli.options import DATA, METHOD, RUN, TRAINING
+from peft_smop.cli.show import plain_table, typed_options
+from peft_smop.errors import ConfigError
+from peft_smop.names import typed
+from peft_smop.tasks import check_task
+
+if TYPE_CHECKING:
+    from peft_smop.lab.local import Standing
+    from peft_smop.lab.sweep import Job
+    from peft_smop.lab.working import Store
+
+
+class Engine(StrEnum):
+    """Who runs the runs."""
+
+    local = "local"
+    ray = "ray"
+
+
+def sweep(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[SPEC]", help="A sweep's YAML, or a preset such as paper/table2."),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks", "--task", "-t", help="Tasks, commas between them.", rich_help_panel=DATA
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Directory of the tasks' files.", rich_help_panel=DATA)
+    ] = None,
+    train_examples: Annotated[
+        int | None, typer.Option(help="Use only so many training examples.", rich_help_panel=DATA)
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option("--models", "--model", "-m", help="Backbones.", rich_help_panel=METHOD),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            "--method",
+            help="As for compare: smop:k=8,lora-8.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    k: Annotated[
+        str | None,
+        typer.Option("--k", "-k", help="Numbers of prompts: 2,4,10.", rich_help_panel=METHOD),
+    ] = None,
+    length: Annotated[
+        str | None,
+        typer.Option("--l", "-l", help="Lengths of a prompt: 1,5.", rich_help_panel=METHOD),
+    ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            "--lr",
+            help="Learning rates; 'search': all of each method's kind.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Most steps of each run.", rich_help_panel=TRAINING)
+    ] = None,
+    eval_steps: Annotated[
+        int | None, typer.Option(help="Steps between evaluations.", rich_help_panel=TRAINING)
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other training option, for all.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs of each.", rich_help_panel=RUN)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The first seed; 0.", rich_help_panel=RUN)
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="SPEC's small form, for two cores.", rich_help_panel=RUN)
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say how many runs, and do none.", rich_help_panel=RUN),
+    ] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="local, or ray: peft-smop[ray].", rich_help_panel=RUN)
+    ] = Engine.local,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="Processes.", rich_help_panel=RUN)
+    ] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster's; one of this machine otherwise.", rich_help_panel=RUN),
+    ] = None,
+    report_to: Annotated[
+        str | None,
+        typer.Option(
+            help="tensorboard, wandb, mlflow: the Trainer's own names.", rich_help_panel=RUN
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The store; runs/sweep-NAME.", rich_help_panel=RUN),
+    ] = None,
+) -> None:
+    """Run a grid: tasks x methods x k x l x learning rates x seeds x backbones.
+
+    Stopped, killed or called from several machines at once, the same command goes on with the same
+    store: a finished run is not run again, and no run is done by two.
+
+    Example: [bold]smop sweep -t medley -m embedded --methods smop --k 2,4 --l 1,5 --seeds 2
+    --max-steps 120 -j 2[/bold]
+
+    The paper's second table: [bold]smop sweep paper/table2 --data superglue[/bold]
+    """
+    if source is None and small:
+        raise ConfigError("--small is a specification's small form; name one, such as paper/table2")
+    if engine is Engine.local and address is not None:
+        raise ConfigError(f"--address {address} is a Ray cluster's; give --engine ray")
+    for task in _split(tasks) or ():
+        check_task(task)
+    asked: dict[str, Any] = {
+        "task": _split(tasks),
+        "model": _split(models),
+        "method": None if methods is None else names_in(methods),
+        "k": _typed(k),
+        "l": _typed(length),
+        "lr": "search" if rates == "search" else _typed(rates),
+        "seed": _seeds(seed, seeds),
+        "data": data,
+        "train_examples": train_examples,
+    }
+    changes = {key: value for key, value in asked.items() if value is not None}
+    training = {"max_steps": max_steps, "eval_steps": eval_steps}
+    training = {key: value for key, value in training.items() if value is not None}
+    for key, value in typed_options(options or []).items():
+        if training.get(key, value) != value:
+            raise ConfigError(
+                f"--set {key}={value} contradicts --{key.replace('_', '-')} {training[key]}; give"
+                " one of them"
+            )
+        training[key] = value
+    if training:
+        changes["training"] = training
+    from peft_smop.lab.local import standing
+    from peft_smop.lab.sweep import jobs_of, load_sweep
+    from peft_smop.lab.working import Store
+    from peft_smop.training.reporting import check_report_to
+
+    reports = tuple(_split(report_to) or ())
+    check_report_to(reports)
+    wanted = jobs_of(changes) if source is None else load_sweep(source, changes, small=small)
+    named = "command" if source is None else Path(source).name.removesuffix(".yaml")
+    store = Store(output or Path("runs") / f"sweep-{named}{'-small' if small else ''}")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    now = standing(wanted, store, workers=jobs)
+    console.print(_summary(now), markup=False)
+    if dry_run:
+        _print_grid(Console(highlight=False), wanted, now)
+        return
+    begun = time.monotonic()
+    try:
+        failed = _run(wanted, store, engine, jobs, address, reports, console)
+    except KeyboardInterrupt:
+        console.print(f"stopped; {store.path} is kept: the same command goes on with it")
+        raise typer.Exit(130) from None
+    done = len(wanted) - len(failed)
+    out = Console(highlight=False)
+    out.print(
+        f"{done} of {len(wanted)} runs are finished, after {_duration(time.monotonic() - begun)}",
+        soft_wrap=True,
+    )
+    for directory, reason in failed.items():
+        out.print(Text(f"failed: {directory}: {reason}", style="yellow"), soft_wrap=True)
+    out.print(Text(f"next: smop report {store.path}", style="dim"), soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _run(
+    wanted: list[Job],
+    store: Store,
+    engine: Engine,
+    workers: int,
+    address: str | None,
+    report_to: tuple[str, ...],
+    console: Console,
+) -> dict[str, str]:
+    """Run what is not finished; why those failed that did."""
+    if engine is Engine.ray:
+        from peft_smop.lab.ray_engine import run_on_ray
+
+        return run_on_ray(wanted, store, address=address, report_to=report_to)
+    from peft_smop.lab.local import run_locally
+    from peft_smop.lab.working import State
+
+    if workers == 1 or not console.is_terminal:
+        seen: set[str] = set()
+
+        def tell(now: Standing) -> None:
+            for job in wanted:
+                state = now.states[job.directory]
+                if state in (State.finished, State.failed) and job.directory not in seen:
+                    seen.add(job.directory)
+                    console.print(f"{state.value}: {job.directory}; {_summary(now)}", markup=False)
+
+        return run_locally(
+            wanted, store, workers=workers, console=console, report_to=report_to, on_look=tell
+        )
+    with Live(console=console, transient=True, refresh_per_second=4) as live:
+        return run_locally(
+            wanted,
+            store,
+            workers=workers,
+            report_to=report_to,
+            on_look=lambda now: live.update(_live(now)),
+        )
+
+
+def _summary(now: Standing) -> str:
+    from peft_smop.lab.working import State
+
+    done, failed = now.count(State.finished), now.count(State.failed)
+    said = f"{len(now.jobs)} runs, {done} done"
+    if failed:
+        said += f", {failed} failed"
+    if done == len(now.jobs):
+        return said
+    if now.seconds_left is None:
+        return f"{said}; the time left is known when one has finished"
+    return f"{said}; about {_duration(now.seconds_left)} left"
+
+
+def _live(now: Standing) -> Table:
+    """The runs that run, under how far everything is."""
+    from peft_smop.lab.working import State
+
+    table = plain_table("running", "step", "validation")
+    for job in now.jobs:
+        if now.states[job.directory] is State.running:
+            step, score = now.steps[job.directory]
+            of = job.spec.training.max_steps
+            table.add_row(
+                Text(job.directory, overflow="ellipsis"),
+                f"{step}/{of}" if of else str(step),
+                "–" if score is None else f"{score:.1f}",
+            )
+    table.caption = _summary(now)
+    return table
+
+
+def _print_grid(console: Console, wanted: list[Job], now: Standing) -> None:
+    """What would be run, one line for each method, task and backbone."""
+    from peft_smop.lab.working import State
+
+    if not console.is_terminal:
+        console.width = 160
+    table = plain_table("method", "task", "backbone", "rates", "seeds", "done")
+    groups: dict[tuple[str, str, str], list[Job]] = {}
+    for job in wanted:
+        key = (job.name, Path(job.spec.task).stem, Path(job.spec.model).name)
+        groups.setdefault(key, []).append(job)
+    for (method, task, model), own in groups.items():
+        rates = sorted({job.spec.learning_rate for job in own}, reverse=True)
+        done = sum(now.states[job.directory] is State.finished for job in own)
+        table.add_row(
+            method,
+            task,
+            model,
+            " ".join(f"{rate:g}" for rate in rates),
+            str(len({job.spec.seed for job in own})),
+            f"{done} of {len(own)}",
+        )
+    console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _split(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _typed(text: str | None) -> list[Any] | None:
+    parts = _split(text)
+    return None if parts is None else [typed(part) for part in parts]
+
+
+def _seeds(first: int | None, count: int | None) -> list[int] | None:
+    if first is None and count is None:
+        return None
+    return list(range(first or 0, (first or 0) + (count or 1)))
