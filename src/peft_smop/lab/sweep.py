@@ -293,7 +293,7 @@ def _method(value: Any, place: str) -> Variant:
             " colons, or a mapping with the key name"
         )
     named = _method(value["name"], place)
-    more = {SHORT.get(str(k), k): v for k, v in value.items() if k != "name"}
+    more = {SHORT.get(str(k), str(k)): v for k, v in value.items() if k != "name"}
     text = ":".join([value["name"], *(f"{k}={v}" for k, v in more.items())])
     RunSpec.of({"task": "any", "method": {**named.method, **more}}, place=f"{place}: method")
     return Variant(text, {**named.method, **more}, named.training, named.paper)
