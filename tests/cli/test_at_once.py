@@ -11,7 +11,7 @@ LIGHT = [
     (["train", "--help"], 0, "--max-steps"),
     (["compare", "--help"], 0, "--trials"),
     (["sweep", "--help"], 0, "--dry-run"),
-    (["sweep", "-t", "medly"], 2, "did you mean medley?"),
+    (["sweep", "-t", "medly"], 2, "did you mean medley"),
     (["predict", "--help"], 0, "INPUT"),
     (["tasks"], 0, "medley"),
     (["tasks", "cb"], 0, "premise"),
