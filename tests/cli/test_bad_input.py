@@ -148,7 +148,8 @@ class TestAdapters:
     def test_a_file_that_was_cut_short(self, smop, trained, keep):
         path = trained / "adapter" / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:keep])
-        refused(smop("predict", trained, trained / "task.json"), path, "damaged")
+        (trained / "in.jsonl").write_text('{"text": "the cat is red"}\n')
+        refused(smop("predict", trained, trained / "in.jsonl"), path, "damaged")
 
     def test_a_file_that_was_overwritten_with_something_else(self, smop, trained):
         path = trained / "adapter" / "adapter_model.safetensors"
@@ -183,7 +184,9 @@ class TestAdapters:
 
     def test_an_adapter_without_its_run_needs_the_task(self, smop, trained, tmp_path):
         shutil.copytree(trained / "adapter", tmp_path / "alone")
-        refused(smop("predict", tmp_path / "alone"), "give --task")
+        (tmp_path / "alone" / "predictor.json").unlink()
+        (tmp_path / "in.jsonl").write_text('{"text": "the cat is red"}\n')
+        refused(smop("predict", tmp_path / "alone", tmp_path / "in.jsonl"), "give --task")
 
     def test_a_run_that_is_not_finished(self, smop, trained):
         (trained / "result.json").unlink()
@@ -297,7 +300,7 @@ class TestWhatIsReadAgain:
 
     @pytest.mark.parametrize("command", ["evaluate", "routes", "predict"])
     def test_a_task_that_is_not_the_run_s_is_refused(self, smop, run, command):
-        refused(smop(command, run, "--task", "cb"), "--task cb", "toy.yaml", "leave --task out")
+        refused(smop(command, run, "--task", "cb"), "--task cb", "toy", "leave --task out")
 
     @pytest.mark.parametrize("command", ["evaluate", "routes"])
     @pytest.mark.parametrize("content", ["{", "[]", '{"parts": {}}'])

@@ -55,8 +55,9 @@ def test_predict_reads_a_file_or_standard_input_and_writes_json_lines(
     code, out, _ = smop("predict", trained, path)
     assert code == 0
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["id"] for row in rows] == ["x", "2"]
-    assert set(rows[0]) == {"id", "prediction", "probabilities", "prompt", "prompt_probability"}
+    assert [row.get("id") for row in rows] == ["x", None]
+    added = {"prediction", "confidence", "probabilities", "prompt", "prompt_probability"}
+    assert set(rows[0]) == {"id", "text"} | added
     assert set(rows[0]["probabilities"]) == {"warm", "cold"}
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes()), "utf-8"))
     code, piped, _ = smop("predict", trained)

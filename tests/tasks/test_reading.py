@@ -105,9 +105,11 @@ def test_json_beyond_all_bounds_is_an_error_and_no_crash(file, line):
 
 def test_bytes_that_are_not_utf8_are_named_with_their_line(file):
     path = file("a.jsonl", b'{"a": "x"}\n{"a": "caf\xe9"}\n')
-    assert fails(path) == f"{path}, line 2: byte 0xe9 is not UTF-8; expected UTF-8"
-    path = file("a.csv", b"\xef\xbb\xbfa\nx\n\xff\n")
-    assert fails(path) == f"{path}, line 3: byte 0xff is not UTF-8; expected UTF-8"
+    assert fails(path) == f"{path}, line 2: byte 0xe9 is not UTF-8; expected UTF-8," + (
+        " or encoding: cp1252, which is Latin-1 as Windows writes it"
+    )
+    path = file("a.csv", b"\xef\xbb\xbfa\nx\n\x81\n")
+    assert fails(path) == f"{path}, line 3: byte 0x81 is not UTF-8; expected UTF-8"
 
 
 def test_a_ragged_csv_row_is_named_with_the_columns(file):

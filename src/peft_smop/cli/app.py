@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from peft_smop import __version__
@@ -17,6 +17,7 @@ from peft_smop.cli import (
     demo,
     doctor,
     evaluate,
+    init,
     methods,
     predict,
     routes,
@@ -24,7 +25,8 @@ from peft_smop.cli import (
     tasks,
     train,
 )
-from peft_smop.errors import SMoPError
+from peft_smop.cli.terminal import Console, has_control
+from peft_smop.errors import ConfigError, SMoPError
 from peft_smop.quiet import quiet_libraries
 
 app = typer.Typer(
@@ -58,7 +60,7 @@ def _options(
 
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "See what there is": (tasks.tasks, methods.methods, demo.demo),
+    "See what there is": (init.init, tasks.tasks, methods.methods, demo.demo),
     "Train and compare": (train.train, sweep.sweep, compare.compare, cost.cost),
     "Use what was trained": (predict.predict, evaluate.evaluate, routes.routes, doctor.doctor),
 }
@@ -71,9 +73,21 @@ def main() -> None:
     """Run the command; a user's mistake ends with one sentence and exit code 2."""
     quiet_libraries()
     try:
+        _refuse_control(sys.argv[1:])
         app()
     except SMoPError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(
             f"[bold red]error:[/] {escape(str(error))}"
         )
         sys.exit(2)
+
+
+def _refuse_control(arguments: list[str]) -> None:
+    """Refuse what a terminal would obey where it names nothing, as it would be said back.
+
+    Raises:
+        ConfigError: an argument holds control characters.
+    """
+    for argument in arguments:
+        if has_control(argument) and not os.path.lexists(argument):
+            raise ConfigError(f"argument {argument!r} holds control characters; leave them out")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from peft_smop.cli.definitions import GFLOPS, MEMORY, SECONDS, TRAINED
 from peft_smop.cli.named import names_in
 from peft_smop.cli.options import DATA, METHOD, RUN, Data
 from peft_smop.cli.show import or_dash, plain_table
+from peft_smop.cli.terminal import Console
 from peft_smop.errors import ConfigError
 from peft_smop.names import DEFAULT_MODEL
 from peft_smop.tasks import check_task

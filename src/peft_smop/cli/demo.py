@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from peft_smop.cli.terminal import Console
 
 if TYPE_CHECKING:
     from peft_smop.report import Row

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from peft_smop.cli.named import check_path
 from peft_smop.cli.options import (
@@ -18,6 +17,7 @@ from peft_smop.cli.options import (
     TrainedPath,
 )
 from peft_smop.cli.show import score_lines, warn_of_others
+from peft_smop.cli.terminal import Console
 from peft_smop.errors import RunError
 
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from peft_smop.cli.show import fits
+from peft_smop.cli.terminal import Console
 from peft_smop.names import DESCRIBED, SHORT, Listed, check_names, listed
 
 HOW_OPTIONS_FOLLOW = (

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
 from peft_smop.cli.named import check_path
@@ -20,6 +19,7 @@ from peft_smop.cli.options import (
     TrainedPath,
 )
 from peft_smop.cli.show import plain_table, warn_of_others
+from peft_smop.cli.terminal import Console
 from peft_smop.errors import RunError
 
 

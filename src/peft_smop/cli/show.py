@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from peft_smop.cli.terminal import Console
 from peft_smop.errors import ConfigError
 from peft_smop.names import typed
 
@@ -77,6 +77,32 @@ def warn_of_others(console: Console, own: PartOfTask, *, part: str) -> None:
             style="yellow",
             soft_wrap=True,
         )
+
+
+FEW_ROWS = {"train": 10, "validation": 3, "test": 3}
+"""Rows of a label below which a part is said to have few."""
+
+
+def print_split(console: Console, record: Mapping[str, Any]) -> None:
+    """Tell what a split did: its sizes, texts on both sides, labels with few rows."""
+    parts = record["parts"]
+    sizes = ", ".join(f"{part['examples']} {name}" for name, part in parts.items())
+    console.print(f"split {record['preset']}: {sizes} examples", markup=False, soft_wrap=True)
+    warnings = []
+    for name, part in parts.items():
+        shared = part.get("texts_shared_with_train", 0)
+        if shared:
+            warnings.append(
+                f"{shared} of {part['examples']} {name} texts stand in train too; give rows that"
+                " belong together a group"
+            )
+        few = [f"{label} ({n})" for label, n in part["labels"].items() if n < FEW_ROWS[name]]
+        if few:
+            warnings.append(
+                f"{name} has few rows of {', '.join(few[:8])}; its part in the score says little"
+            )
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
 def print_result(console: Console, result: RunResult, where: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from peft_smop.cli.show import fits
+from peft_smop.cli.terminal import Console
 from peft_smop.errors import unknown
 from peft_smop.tasks import CATALOGUE, PRESETS
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from peft_smop.cli.named import default_name
 from peft_smop.cli.options import DATA, METHOD, RUN, TRAINING, Data, Model, Preset, TrainExamples
-from peft_smop.cli.show import print_result, typed_options
+from peft_smop.cli.show import print_result, print_split, typed_options
+from peft_smop.cli.terminal import Console
 from peft_smop.errors import ConfigError
 from peft_smop.names import DEFAULT_MODEL, check_names
 from peft_smop.tasks import check_task
@@ -187,6 +187,7 @@ def train(
     check_names([method])
     from peft_smop.lab import RunSpec, name_of, run, variant
     from peft_smop.methods import MethodSpec
+    from peft_smop.results import RunDirectory
 
     console = Console(stderr=True, highlight=False)
     chosen = variant(method)
@@ -251,4 +252,6 @@ def train(
     except KeyboardInterrupt:
         console.print(f"stopped; {where} is kept: the same command with --resume goes on with it")
         raise typer.Exit(130) from None
-    print_result(Console(highlight=False), result, where)
+    told = Console(highlight=False)
+    print_result(told, result, where)
+    print_split(told, RunDirectory(where).read_split())

@@ -10,7 +10,7 @@ from peft_smop.tasks.catalogue import (
     task_names,
 )
 from peft_smop.tasks.examples import read_inputs, to_input
-from peft_smop.tasks.reading import Row
+from peft_smop.tasks.reading import Broken, Row, Writing, is_null, parse_lines, read_each
 from peft_smop.tasks.splits import PRESETS, Preset, Split
 from peft_smop.tasks.task import METRICS, Example, Task
 
@@ -18,6 +18,7 @@ __all__ = [
     "CATALOGUE",
     "METRICS",
     "PRESETS",
+    "Broken",
     "Entry",
     "Example",
     "Preset",
@@ -25,9 +26,13 @@ __all__ = [
     "Split",
     "Task",
     "TaskData",
+    "Writing",
     "check_task",
     "define_task",
+    "is_null",
     "load_task",
+    "parse_lines",
+    "read_each",
     "read_inputs",
     "task_names",
     "to_input",

@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import IO
 
 from peft_smop.errors import DataError
-from peft_smop.tasks.reading import Row, listed, parse_jsonl, read_rows, shown
+from peft_smop.tasks.reading import (
+    Broken,
+    Row,
+    Writing,
+    is_null,
+    listed,
+    parse_jsonl,
+    plain,
+    read_rows,
+    shown,
+)
 from peft_smop.tasks.task import Example, Task
 
 _RENDERED = "text"  # the field of prediction input that holds an already rendered text
 _MISSING = object()
+_FEW_COLUMNS = 2
+"""Lines of an ordinary text may look like rows of so few columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +68,31 @@ def to_examples(rows: Iterable[Row], task: Task, columns: Columns) -> tuple[Exam
     return examples
 
 
-def read_inputs(task: Task, source: Path | str | IO[bytes] | IO[str]) -> tuple[Example, ...]:
+def read_inputs(
+    task: Task, source: Path | str | IO[bytes] | IO[str], *, writing: Writing | None = None
+) -> tuple[Example, ...]:
     """Read rows to predict: no labels needed, none used.
 
     Args:
         task: whose template the rows are rendered with.
         source: a file, or an open stream of JSONL such as `sys.stdin`. A row has the fields of the
             template, or else a field `text` that is rendered already. An `id` or `idx` is kept.
+        writing: how a file is written, where its ending does not say it.
 
     Raises:
         DataError: naming the file, or "<stdin>", and the first line that cannot be used.
     """
+    rows: list[Row] = []
     if isinstance(source, str | Path):
-        rows = read_rows(Path(source))
+        rows = read_rows(Path(source), writing=writing)
     else:
         stream = getattr(source, "buffer", source)  # decoded by us, whatever the locale says
         content = stream.read()
         name = str(getattr(source, "name", "<stdin>"))
-        rows = parse_jsonl(content.encode() if isinstance(content, str) else content, name)
+        for row in parse_jsonl(content.encode() if isinstance(content, str) else content, name):
+            if isinstance(row, Broken):
+                raise row.error
+            rows.append(row)
         if not rows:
             raise DataError.at(name, None, "no rows", expected="one JSON object a line")
     examples = tuple(to_input(row, task) for row in rows)
@@ -87,6 +106,8 @@ def to_input(row: Row, task: Task) -> Example:
     Raises:
         DataError: a field is missing, empty or wrongly typed.
     """
+    if row.spans > 1 and len(row.within) == row.spans and len(row.fields) > _FEW_COLUMNS:
+        raise _open_quote(row)
     id_field = next((name for name in ("id", "idx") if name in row.fields), None)
     if _RENDERED in row.fields and not all(field in row.fields for field in task.fields):
         text = _text(row, _RENDERED)
@@ -110,7 +131,9 @@ def _rendered(row: Row, task: Task, or_else: str = "") -> str:
 def _text(row: Row, field: str, may_be_empty: bool = False) -> str:
     value = row.fields[field]
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
+        return plain(value)
+    if may_be_empty and is_null(value):
+        return ""
     if not isinstance(value, str):
         raise row.error(f"field {field!r} is {shown(value)}", expected="a text")
     if not may_be_empty and not value.strip():
@@ -122,7 +145,7 @@ def _text(row: Row, field: str, may_be_empty: bool = False) -> str:
             raise row.error(
                 f"field {field!r} holds {shown(value[error.start])}", expected="Unicode text"
             ) from error
-    return value
+    return plain(value)
 
 
 def _name(row: Row, field: str) -> str:
@@ -139,10 +162,24 @@ def _label(row: Row, task: Task, field: str) -> int:
     known = f"one of {listed(task.labels)}"
     if value is _MISSING:
         raise row.error(f"no field {field!r} beside {listed(row.fields)}", expected=known)
+    if is_null(value):
+        raise row.error("has no label", expected=known)
+    if isinstance(value, list | tuple | dict):
+        raise row.error(f"label {shown(value)} is not one but a list", expected=known)
     index = task.label_index(value)
     if index is None:
         raise row.error(f"label {shown(value)}", expected=known)
+    # the first or the last of them carries the row's own label
+    if sum(task.label_index(line[field]) is not None for line in row.within) > 1:
+        raise _open_quote(row)
     return index
+
+
+def _open_quote(row: Row) -> DataError:
+    return row.error(
+        "a value in quotes runs over lines that are rows themselves, so a quote is not closed",
+        expected="quotes within a value doubled, or quoting: none",
+    )
 
 
 def _refuse_duplicates(

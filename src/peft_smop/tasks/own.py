@@ -15,17 +15,25 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
 
 from peft_smop.errors import ConfigError, DataError, unknown
 from peft_smop.plain_yaml import PlainYamlError, WithoutAliases
+from peft_smop.tasks.decoding import checked_encoding, decode, read_bytes
 from peft_smop.tasks.examples import Columns, to_examples
 from peft_smop.tasks.holdout import Examples
-from peft_smop.tasks.reading import decode, read_bytes, read_rows, shown
+from peft_smop.tasks.reading import Writing, read_rows, shown
 from peft_smop.tasks.splits import PARTS
 from peft_smop.tasks.task import Task
 
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+
+
+def _as_mapping(labels: object) -> object:
+    """A list of labels: each is answered as it stands."""
+    if isinstance(labels, list) and all(isinstance(label, str) for label in labels):
+        return {label: label for label in labels}
+    return labels
 
 
 class OwnTask(BaseModel):
@@ -45,6 +53,9 @@ class OwnTask(BaseModel):
         group: a field whose rows are never separated, such as an author or a document.
         population: a field with a known sub-population, for looking at routes.
         may_be_empty: fields of the template that may be empty.
+        delimiter: between the values of CSV; `;` where spreadsheets write it.
+        encoding: of the files, such as cp1252; UTF-8 where absent.
+        quoting: "none" where quotes are characters like others, as they are in TSV; or "double".
         description: one line for people.
     """
 
@@ -52,7 +63,7 @@ class OwnTask(BaseModel):
 
     name: Text
     template: Text
-    labels: dict[Text, Text]
+    labels: Annotated[dict[Text, Text], BeforeValidator(_as_mapping)]
     data: Text | None = None
     train: Text | None = None
     validation: Text | None = None
@@ -63,6 +74,9 @@ class OwnTask(BaseModel):
     group: Text | None = None
     population: Text | None = None
     may_be_empty: tuple[Text, ...] = ()
+    delimiter: Literal[",", ";", "\t", "|", ":"] | None = None
+    encoding: Text | None = None
+    quoting: Literal["double", "none"] | None = None
     description: str = ""
 
     def files(self) -> dict[str, str]:
@@ -82,12 +96,26 @@ def load_own(path: Path) -> tuple[Task, dict[str, Examples], dict[str, str]]:
     """
     spec, task, refuse = _define(path)
     columns = Columns(spec.label, spec.id, spec.group, spec.population)
-    parts, sources = {}, {}
+    writing = Writing(spec.delimiter, spec.encoding, spec.quoting)
+    if spec.encoding is not None:
+        try:
+            checked_encoding(spec.encoding, str(path))
+        except DataError as error:
+            raise refuse(
+                "encoding", f"encoding is {shown(spec.encoding)}", "such as utf-8, cp1252"
+            ) from error
+    parts: dict[str, Examples] = {}
+    sources: dict[str, str] = {}
     for part, name in spec.files().items():
         file = path.parent / name
         if not file.exists():
             raise refuse(part, f"{file} is missing", "a file, relative to the folder of the YAML")
-        rows = read_rows(file, columns=(*task.fields, *columns.names()))
+        for earlier, other in sources.items():
+            if file.samefile(other):
+                raise refuse(
+                    part, f"{name} is the file of {earlier} too", "files without rows in common"
+                )
+        rows = read_rows(file, columns=(*task.fields, *columns.names()), writing=writing)
         parts[part] = to_examples(rows, task, columns)
         sources[part] = str(file)
     return task, parts, sources

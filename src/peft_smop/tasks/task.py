@@ -9,6 +9,7 @@ from string import Formatter
 from typing import NamedTuple
 
 from peft_smop.errors import ConfigError, unknown
+from peft_smop.tasks.reading import is_null, plain
 
 METRICS = ("accuracy", "f1")
 """`f1` is the binary F1 of the positive class, which is the last label; `scoring` computes both."""
@@ -129,7 +130,7 @@ class Task:
 
     def label_index(self, value: object) -> int | None:
         """Return the index of a label as read from a file, or None where it is not one of ours."""
-        return self._index_by_key.get(_label_key(value))
+        return None if is_null(value) else self._index_by_key.get(_label_key(value))
 
 
 def _label_key(value: object) -> str:
@@ -137,7 +138,5 @@ def _label_key(value: object) -> str:
 
     JSON writes true, Python's CSV writer True; pandas writes 1 as 1.0 beside a missing value.
     """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = str(value)
+    text = plain(value).strip()
     return text.lower() if text.lower() in ("true", "false") else text
