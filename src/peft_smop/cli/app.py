@@ -21,6 +21,7 @@ from peft_smop.cli import (
     methods,
     predict,
     routes,
+    serve,
     sweep,
     tasks,
     train,
@@ -62,7 +63,7 @@ def _options(
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "See what there is": (init.init, tasks.tasks, methods.methods, demo.demo),
     "Train and compare": (train.train, sweep.sweep, compare.compare, cost.cost),
-    "Use what was trained": (predict.predict, evaluate.evaluate, routes.routes, doctor.doctor),
+    "Use what was trained": (predict.predict, serve.serve, evaluate.evaluate, routes.routes, doctor.doctor),
 }
 for group, commands in GROUPS.items():
     for command in commands:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from peft import PeftModel, TaskType
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from peft_smop.errors import CheckpointError, ConfigError, unknown
 from peft_smop.methods import (
@@ -126,6 +127,11 @@ class Predictor:
     def model(self) -> nn.Module:
         """The adapted model."""
         return self._model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's tokenizer."""
+        return self._backbone.tokenizer
 
     @property
     def kind(self) -> str:

@@ -1,0 +1,75 @@
+"""What requests hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Milliseconds = Annotated[int, Field(gt=0, le=3_600_000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Input(_Strict):
+    """One input, and whose it is."""
+
+    adapter: Name | None = Field(default=None, description="not needed where there is only one")
+    text: str | None = Field(
+        default=None, description="the template's only field, or the finished text"
+    )
+    fields: dict[str, Any] | None = Field(default=None, description="the template's, by name")
+
+
+class PredictRequest(Input):
+    """An input, or several in `inputs`, each with its own adapter."""
+
+    inputs: list[Input] | None = None
+    timeout_ms: Milliseconds | None = None
+
+
+class GenerateRequest(PredictRequest):
+    """What is written after the inputs."""
+
+    max_new_tokens: Annotated[int, Field(gt=0)] = 32
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+
+
+class LoadRequest(_Strict):
+    """An adapter to load from the server's directory of adapters."""
+
+    name: Name
+    source: Name | None = Field(default=None, description="its directory there; the name's")
+
+
+class _OpenAI(BaseModel):
+    """Keys that we do not know are passed over, as clients send many."""
+
+    model: Name
+    max_tokens: Annotated[int, Field(gt=0)] = 16
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    stop: str | list[str] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] = 1
+    stream: bool = False
+
+
+class CompletionRequest(_OpenAI):
+    """`/v1/completions`."""
+
+    prompt: str | list[str]
+
+
+class Message(BaseModel):
+    """One message of a chat."""
+
+    role: Annotated[str, StringConstraints(max_length=50)]
+    content: str
+
+
+class ChatRequest(_OpenAI):
+    """`/v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
