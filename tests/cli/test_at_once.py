@@ -13,6 +13,8 @@ LIGHT = [
     (["sweep", "--help"], 0, "--dry-run"),
     (["sweep", "-t", "medly"], 2, "did you mean medley"),
     (["predict", "--help"], 0, "INPUT"),
+    (["serve", "--help"], 0, "--queue-rows"),
+    (["serve", "nowhere"], 2, "nowhere is not a directory"),
     (["tasks"], 0, "medley"),
     (["tasks", "cb"], 0, "premise"),
     (["methods"], 0, "smop-posterior"),

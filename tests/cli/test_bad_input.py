@@ -145,11 +145,12 @@ class TestAdapters:
         refused(smop("evaluate", trained), "adapter_model.bin", "pickle", "safetensors")
 
     @pytest.mark.parametrize("keep", [0, 7, 100, -8])
-    def test_a_file_that_was_cut_short(self, smop, trained, keep):
-        path = trained / "adapter" / "adapter_model.safetensors"
+    def test_a_file_that_was_cut_short(self, smop, trained, keep, tmp_path):
+        shutil.copytree(trained / "adapter", tmp_path / "alone")
+        path = tmp_path / "alone" / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:keep])
         (trained / "in.jsonl").write_text('{"text": "the cat is red"}\n')
-        refused(smop("predict", trained, trained / "in.jsonl"), path, "damaged")
+        refused(smop("predict", path.parent, trained / "in.jsonl"), path, "damaged")
 
     def test_a_file_that_was_overwritten_with_something_else(self, smop, trained):
         path = trained / "adapter" / "adapter_model.safetensors"

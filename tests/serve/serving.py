@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
@@ -47,6 +47,8 @@ async def ask(address, method, path, body=None, *, headers=(), raw=None):
         answer = await reader.read()
     finally:
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
     head, _, content = answer.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     named = dict(line.lower().split(": ", 1) for line in lines[1:])
@@ -59,3 +61,16 @@ async def ask(address, method, path, body=None, *, headers=(), raw=None):
 def one(address, *arguments, **options):
     """The same, from code that does not wait."""
     return asyncio.run(ask(address, *arguments, **options))
+
+
+@contextmanager
+def kept_busy(server):
+    """The thread that computes does nothing but wait, until the block's gate is opened."""
+    gate = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(server.batcher.between(gate.wait)))
+    thread.start()
+    try:
+        yield gate
+    finally:
+        gate.set()
+        thread.join()

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from serving import ask, one, running
+from serving import ask, kept_busy, one, running
 
 from answering import PAIR, TEXTS, save_adapter
 from peft_smop import Predictor
@@ -162,21 +162,10 @@ def test_loading_and_unloading_in_traffic_fails_no_request(served, alone):
 
 
 def test_a_client_that_leaves_is_not_computed_for(adapters):
-    with running({"mood": adapters["mood"]}) as (address, server, _):
-        gate = threading.Event()
-
-        async def leave():
-            held = asyncio.ensure_future(server.batcher.between(gate.wait))
-            await asyncio.sleep(0)
-            del held
-
-        # the thread that computes is kept busy, so that the request waits
-        loop = asyncio.new_event_loop()
-        threading.Thread(target=loop.run_forever, daemon=True).start()
-        asyncio.run_coroutine_threadsafe(leave(), loop).result()
+    with running({"mood": adapters["mood"]}) as (address, server, _), kept_busy(server) as gate:
 
         async def come_and_go():
-            reader, writer = await asyncio.open_connection(*address)
+            _, writer = await asyncio.open_connection(*address)
             content = json.dumps({"text": TEXTS[0]}).encode()
             writer.write(
                 b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -188,7 +177,6 @@ def test_a_client_that_leaves_is_not_computed_for(adapters):
                 await asyncio.sleep(0.01)
             writer.close()
             await writer.wait_closed()
-            del reader
 
         asyncio.run(come_and_go())
         while server.metrics.text(waiting=0, adapters=1).count(b'status="499"') == 0:
@@ -196,15 +184,11 @@ def test_a_client_that_leaves_is_not_computed_for(adapters):
         gate.set()
         assert one(address, "POST", "/v1/predict", {"text": TEXTS[1]})[0] == 200
         assert server.batcher.computed == 1
-        loop.call_soon_threadsafe(loop.stop)
 
 
 def test_deadlines_and_back_pressure(adapters):
-    with running({"mood": adapters["mood"]}, queue_rows=3) as (address, server, _):
-        gate = threading.Event()
-        loop = asyncio.new_event_loop()
-        threading.Thread(target=loop.run_forever, daemon=True).start()
-        asyncio.run_coroutine_threadsafe(server.batcher.between(gate.wait), loop)
+    limited = running({"mood": adapters["mood"]}, queue_rows=3)
+    with limited as (address, server, _), kept_busy(server) as gate:
         status, _, content = one(
             address, "POST", "/v1/predict", {"text": "late one", "timeout_ms": 50}
         )
@@ -215,15 +199,11 @@ def test_deadlines_and_back_pressure(adapters):
         assert int(headers["retry-after"]) >= 1
         gate.set()
         assert one(address, "POST", "/v1/predict", {"inputs": inputs[:3]})[0] == 200
-        loop.call_soon_threadsafe(loop.stop)
 
 
 def test_what_was_accepted_before_the_stop_is_answered(adapters):
-    with running({"mood": adapters["mood"]}) as (address, server, uvicorn_server):
-        gate = threading.Event()
-        loop = asyncio.new_event_loop()
-        threading.Thread(target=loop.run_forever, daemon=True).start()
-        asyncio.run_coroutine_threadsafe(server.batcher.between(gate.wait), loop)
+    whole = running({"mood": adapters["mood"]})
+    with whole as (address, server, uvicorn_server), kept_busy(server) as gate:
 
         async def all_of_them():
             body = {"text": TEXTS[0]}
@@ -238,7 +218,6 @@ def test_what_was_accepted_before_the_stop_is_answered(adapters):
             return await asyncio.gather(*asked)
 
         assert [status for status, _, _ in asyncio.run(all_of_them())] == [200] * 30
-        loop.call_soon_threadsafe(loop.stop)
 
 
 def test_a_token_is_asked_for(adapters):

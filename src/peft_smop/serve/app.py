@@ -136,6 +136,8 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return said(422, "the body is not JSON")
         place = ".".join(str(part) for part in first["loc"][1:]) or "body"
         # what was sent is not sent back
         return said(422, f"{ascii(place)[1:-1]}: {first['msg']}")
