@@ -63,7 +63,13 @@ def _options(
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "See what there is": (init.init, tasks.tasks, methods.methods, demo.demo),
     "Train and compare": (train.train, sweep.sweep, compare.compare, cost.cost),
-    "Use what was trained": (predict.predict, serve.serve, evaluate.evaluate, routes.routes, doctor.doctor),
+    "Use what was trained": (
+        predict.predict,
+        serve.serve,
+        evaluate.evaluate,
+        routes.routes,
+        doctor.doctor,
+    ),
 }
 for group, commands in GROUPS.items():
     for command in commands:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +15,7 @@ from rich.text import Text
 from peft_smop.cli.named import names_in
 from peft_smop.cli.options import DATA, METHOD, RUN, TRAINING
 from peft_smop.cli.show import plain_table, typed_options
+from peft_smop.cli.terminal import Console
 from peft_smop.errors import ConfigError
 from peft_smop.names import typed
 from peft_smop.tasks import check_task
