@@ -11,6 +11,8 @@ LIGHT = [
     (["train", "--help"], 0, "--max-steps"),
     (["compare", "--help"], 0, "--trials"),
     (["sweep", "--help"], 0, "--dry-run"),
+    (["report", "--help"], 0, "--paper"),
+    (["report", "nowhere"], 2, "nowhere is not a directory"),
     (["sweep", "-t", "medly"], 2, "did you mean medley"),
     (["predict", "--help"], 0, "INPUT"),
     (["serve", "--help"], 0, "--queue-rows"),

@@ -20,6 +20,7 @@ from peft_smop.cli import (
     init,
     methods,
     predict,
+    report,
     routes,
     serve,
     sweep,
@@ -33,7 +34,7 @@ from peft_smop.quiet import quiet_libraries
 app = typer.Typer(
     name="smop",
     help="Sparse mixtures of soft prompts for frozen models:"
-    " train, sweep, compare, cost, evaluate, predict, routes.",
+    " train, sweep, compare, report, cost, evaluate, predict, routes.",
     epilog="Begin with: [bold]smop demo[/bold]  (three minutes, nothing to download)",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -62,7 +63,7 @@ def _options(
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "See what there is": (init.init, tasks.tasks, methods.methods, demo.demo),
-    "Train and compare": (train.train, sweep.sweep, compare.compare, cost.cost),
+    "Train and compare": (train.train, sweep.sweep, compare.compare, report.report, cost.cost),
     "Use what was trained": (
         predict.predict,
         serve.serve,
