@@ -19,6 +19,8 @@ def test_one_command_prints_scores_costs_and_what_they_mean(smop, toy_task, save
     for name in ("smop", "single", "lora-8"):
         assert any(line.startswith(name) for line in out.splitlines())
     assert "not significant" in out or "better" in out or "worse" in out
+    tables = out.split("score: mean")[0].split("Scores\n")[1]
+    assert max(map(len, tables.splitlines())) <= 80
     for column in ("trained", "allocated", "s/100", "MiB", "GFLOPs"):
         assert column in out
         assert f"{column}" in out.split("trained: parameters")[0]

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.text import Text
 
 from peft_smop.cli.definitions import GFLOPS, MEMORY, SECONDS, TRAINED
 from peft_smop.cli.named import names_in
 from peft_smop.cli.options import DATA, METHOD, RUN, TRAINING, Data, Model, Preset, TrainExamples
-from peft_smop.cli.show import or_dash, plain_table, typed_options
+from peft_smop.cli.show import or_dash, typed_options
 from peft_smop.cli.terminal import Console
 from peft_smop.names import DEFAULT_MODEL
 from peft_smop.tasks import check_task
 
 if TYPE_CHECKING:
     from peft_smop.report import Row
+    from peft_smop.report.table import Table
 
 DEFINITIONS = (
     "score: mean ± standard deviation over seeds, on the test examples, once, by the state that"
@@ -177,8 +179,7 @@ def compare(
 def _print(rows: Sequence[Row], *, seeds: int, trials: int, title: str) -> None:
     """Both tables, and what their columns mean."""
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160  # a file has no edge at which to cut
+    width = min(console.width, 120) if console.is_terminal else 80
     first = rows[0]
     console.print(
         f"{title}: {seeds} {'seed' if seeds == 1 else 'seeds'}, {first.examples} test examples"
@@ -187,12 +188,11 @@ def _print(rows: Sequence[Row], *, seeds: int, trials: int, title: str) -> None:
         " each method\n",
         soft_wrap=True,
     )
-    console.print(_scores(rows))
-    console.print()
-    console.print(_costs(rows))
-    console.print()
+    for table in (_scores(rows), _costs(rows)):
+        print(table.text(width))
+        print()
     for line in DEFINITIONS:
-        console.print(f"[dim]{line}[/dim]", soft_wrap=True)
+        console.print(Text(fill(line, width, subsequent_indent="  "), style="dim"), soft_wrap=True)
     for row in rows:
         for alarm in row.alarms:
             console.print(
@@ -202,9 +202,9 @@ def _print(rows: Sequence[Row], *, seeds: int, trials: int, title: str) -> None:
 
 
 def _scores(rows: Sequence[Row]) -> Table:
-    table = plain_table(
-        "method", rows[0].metric, "difference", "95 %", "p", "won", "verdict", "validation"
-    )
+    from peft_smop.report.table import Cell, Table
+
+    lines = []
     for row in rows:
         d = row.difference
         compared = ("", "", "", "", row.verdict)
@@ -214,17 +214,17 @@ def _scores(rows: Sequence[Row]) -> Table:
             p = "<0.001" if d.p < 0.001 else f"{d.p:.3f}"
             compared = (f"{d.points:+.1f}", interval, p, won, row.verdict)
         validation = sum(row.validation) / len(row.validation)
-        table.add_row(row.name, row.spread, *compared, f"{validation:.1f}")
-    return table
+        lines.append(tuple(map(Cell, (row.name, row.spread, *compared, f"{validation:.1f}"))))
+    columns = ("difference", "95 %", "p", "won", "verdict", "validation")
+    return Table("scores", "Scores", ("method", rows[0].metric, *columns), tuple(lines))
 
 
 def _costs(rows: Sequence[Row]) -> Table:
-    table = plain_table(
-        "method", "trained", "allocated", "%", "lr", "s/100", "MiB", "GFLOPs", "load"
-    )
+    from peft_smop.report.table import Cell, Table
+
+    lines = []
     for row in rows:
-        table.add_row(
-            row.name,
+        figures = (
             f"{row.trainable:,}",
             f"{row.allocated:,}",
             f"{row.percentage:.4f}",
@@ -234,4 +234,6 @@ def _costs(rows: Sequence[Row]) -> Table:
             or_dash(row.training_gflops_per_example, ".3g"),
             " ".join(f"{part:.0%}" for part in row.load[:8]) if len(row.load) > 1 else "",
         )
-    return table
+        lines.append(tuple(map(Cell, (row.name, *figures))))
+    columns = ("trained", "allocated", "%", "lr", "s/100", "MiB", "GFLOPs", "load")
+    return Table("costs", "Costs", ("method", *columns), tuple(lines))

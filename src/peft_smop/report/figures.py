@@ -21,6 +21,8 @@ COLOURS = ("#1b3a6b", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 LINES = ("-", "--", "-.", ":")
 KINDS = ("png", "svg", "pdf")
+MOST_BANDS = 5
+"""Bands of more curves than that hide each other."""
 MOST_CURVES = 12
 """More curves in one picture are a tangle: those of the best mean scores are drawn."""
 
@@ -147,7 +149,7 @@ def _spread_of_seeds(groups: Sequence[Group]) -> Figure:
 
 
 def _curves(groups: Sequence[Group]) -> Figure | None:
-    """Validation scores over steps: the mean over seeds, and a band from lowest to highest."""
+    """Validation scores over steps: the mean over seeds; of few methods, lowest to highest too."""
     panels = _panels(groups)
     styles = _styles([g.label for g in groups])
     shown = sorted(styles, key=lambda label: -max(g.mean for g in groups if g.label == label))
@@ -166,7 +168,7 @@ def _curves(groups: Sequence[Group]) -> Figure | None:
             means = [mean(curve[step]) for step in at]
             style = styles[group.label]
             last.plot(at, means, label=group.label, markersize=4, linewidth=1.3, **style)
-            if len(group.runs) > 1:
+            if len(group.runs) > 1 and len(shown) <= MOST_BANDS:
                 low, high = ([f(curve[step]) for step in at] for f in (min, max))
                 last.fill_between(at, low, high, color=style["color"], alpha=0.12, linewidth=0)
         if 0 < len(steps) <= 8:
