@@ -26,6 +26,7 @@ def serve(predictor: Predictor, options: ServeOptions, *, host: str, port: int) 
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=round(options.stop_s),
+        timeout_keep_alive=75,  # seconds; less would close what clients are about to use
         h11_max_incomplete_event_size=65_536,
     )
     uvicorn.Server(config).run()
