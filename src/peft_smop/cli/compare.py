@@ -13,7 +13,17 @@ from rich.text import Text
 
 from peft_smop.cli.definitions import GFLOPS, MEMORY, SECONDS, TRAINED
 from peft_smop.cli.named import names_in
-from peft_smop.cli.options import DATA, METHOD, RUN, TRAINING, Data, Model, Preset, TrainExamples
+from peft_smop.cli.options import (
+    DATA,
+    METHOD,
+    RUN,
+    TRAINING,
+    Data,
+    Model,
+    Preset,
+    RecipeOption,
+    TrainExamples,
+)
 from peft_smop.cli.show import or_dash, typed_options
 from peft_smop.cli.terminal import Console
 from peft_smop.names import DEFAULT_MODEL
@@ -94,6 +104,7 @@ def compare(
         float,
         typer.Option(help="Most passes over the training examples.", rich_help_panel=TRAINING),
     ] = 50,
+    recipe: RecipeOption = None,
     max_steps: Annotated[
         int | None, typer.Option(help="Most steps; overrides --epochs.", rich_help_panel=TRAINING)
     ] = None,
@@ -141,7 +152,12 @@ def compare(
     chosen = [variant(name) for name in names]
     if controls:
         chosen += matched_controls(chosen)
-    training = {"epochs": epochs, "max_steps": max_steps, "eval_steps": eval_steps}
+    training: dict[str, Any] = {
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "eval_steps": eval_steps,
+    }
+    training |= {} if recipe is None else {"recipe": recipe}
     common: dict[str, Any] = {
         "task": task,
         "data": data,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from peft_smop.cli.show import fits
 from peft_smop.cli.terminal import Console
-from peft_smop.names import DESCRIBED, SHORT, Listed, check_names, listed
+from peft_smop.names import DESCRIBED, RECIPES, SHORT, Listed, check_names, listed
 
 HOW_OPTIONS_FOLLOW = (
     "Options follow a name after colons: smop:k=8:l=3, prompt-tuning-20:lr=0.3, lora:r=16."
@@ -65,8 +65,9 @@ def _print_one(console: Console, one: Listed) -> None:
     console.print(f"[bold]{one.name}[/bold]  {method.description}")
     if one.name != one.method["name"] or one.training:
         console.print(f"stands for: {_said(one)}", markup=False)
-    rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
-    console.print(f"learning rates: {rates} (the first is the default)", markup=False)
+    for recipe in RECIPES:
+        rates = ", ".join(map(str, method.rates(recipe)))
+        console.print(f"learning rates, recipe {recipe}: {rates} (the first is the default)")
     own = {key: f for key, f in MethodSpec.model_fields.items() if key in method.options}
     for title, fields in (
         ("Options of the method", own),

@@ -52,3 +52,11 @@ Model: TypeAlias = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+RecipeOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Learning rates where none is given: default, on the backbone's scale, or paper.",
+        rich_help_panel=TRAINING,
+    ),
+]

@@ -286,13 +286,13 @@ def _print_grid(console: Console, wanted: list[Job], now: Standing) -> None:
         key = (job.name, Path(job.spec.task).stem, Path(job.spec.model).name)
         groups.setdefault(key, []).append(job)
     for (method, task, model), own in groups.items():
-        rates = sorted({job.spec.learning_rate for job in own}, reverse=True)
+        rates = dict.fromkeys(str(job.spec.learning_rate) for job in own)
         done = sum(now.states[job.directory] is State.finished for job in own)
         table.add_row(
             method,
             task,
             model,
-            " ".join(f"{rate:g}" for rate in rates),
+            " ".join(rates),
             str(len({job.spec.seed for job in own})),
             f"{done} of {len(own)}",
         )

@@ -8,11 +8,21 @@ from typing import Annotated, Any
 import typer
 
 from peft_smop.cli.named import default_name
-from peft_smop.cli.options import DATA, METHOD, RUN, TRAINING, Data, Model, Preset, TrainExamples
+from peft_smop.cli.options import (
+    DATA,
+    METHOD,
+    RUN,
+    TRAINING,
+    Data,
+    Model,
+    Preset,
+    RecipeOption,
+    TrainExamples,
+)
 from peft_smop.cli.show import print_result, print_split, typed_options
 from peft_smop.cli.terminal import Console
 from peft_smop.errors import ConfigError
-from peft_smop.names import DEFAULT_MODEL, check_names
+from peft_smop.names import DEFAULT_MODEL, check_names, typed
 from peft_smop.tasks import check_task
 
 
@@ -95,12 +105,14 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(help="Examples in a step; 32.", rich_help_panel=TRAINING)
     ] = None,
+    recipe: RecipeOption = None,
     learning_rate: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             "--learning-rate",
             "--lr",
-            help="By default the method's: 0.5 for prompts, 1e-4 for weights.",
+            metavar="RATE",
+            help="A number, or as 0.4x, the recipe's for prompts, spreads of the embeddings.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -205,7 +217,8 @@ def train(
         "epochs": epochs,
         "max_steps": max_steps,
         "batch_size": batch_size,
-        "learning_rate": learning_rate,
+        "recipe": recipe,
+        "learning_rate": None if learning_rate is None else typed(learning_rate),
         "optimizer": optimizer,
         "weight_decay": weight_decay,
         "warmup_ratio": warmup_ratio,

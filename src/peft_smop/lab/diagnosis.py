@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from peft_smop.lab.signs import Signs
+from peft_smop.names import PROMPT_SPREADS
+from peft_smop.training import absolute_rate
 
 WIDEST, NARROWEST = 8.0, 0.2
 """Spread of prompts at their start, over that of the embeddings."""
@@ -85,7 +87,8 @@ def _rate(signs: Signs) -> Finding | None:
     went, how = "", f"{direction} it tenfold"
     if moved is not None:
         went = f"prompts went {moved:.2g} spreads of the embeddings far, and "
-        instead, how = suggested_rate(signs.spread), f"{direction} it, to 0.4 of those spreads"
+        instead = absolute_rate(PROMPT_SPREADS[0], signs.spread)
+        how = f"{direction} it, to the default of {PROMPT_SPREADS[0][:-1]} of those spreads"
     return Finding(
         f"the learning rate is too {too}",
         f"in {signs.steps} steps at {signs.learning_rate:g} {went}the loss went from"
@@ -155,15 +158,6 @@ RULES: tuple[Callable[[Signs], Finding | None], ...] = (
     _too_few_steps,
     _collapse,
 )
-
-
-def suggested_rate(spread: float) -> float:
-    """A learning rate for prompts, to one digit: 0.4 spreads of the embeddings.
-
-    Adafactor and AdamW move every number by about the rate; Lester et al. (2021) trained at 0.3
-    times the parameters' own scale.
-    """
-    return float(f"{0.4 * spread:.1g}")
 
 
 def _times(ratio: float) -> str:

@@ -18,7 +18,7 @@ from peft_smop.scoring import Formulation
 from peft_smop.scoring.formulation import to_device, told
 from peft_smop.tasks import Example
 from peft_smop.tuner import SMoPModel
-from peft_smop.tuner.initialisation import COMMON_TOKENS
+from peft_smop.tuner.initialisation import spread_of
 
 LOOKED_AT = 128
 """Training examples whose losses are computed: enough for a tenth of a nat, and soon done."""
@@ -100,7 +100,7 @@ def signs_of(path: Path) -> Signs:
     for example in prepared.train:
         formulation.encode(example)
     cut = formulation.truncated / len(prepared.train)
-    spread = _spread(prepared.backbone.model)
+    spread = spread_of(prepared.backbone.model.get_input_embeddings())
     before = _prompts(prepared.model)
     scale = None
     if before is not None and after is not None and before.shape == after.shape:
@@ -181,13 +181,6 @@ def _spread_out(examples: Sequence[Example]) -> list[Example]:
     """Up to `LOOKED_AT` examples, from all over."""
     step = max(1, len(examples) // LOOKED_AT)
     return list(examples[::step][:LOOKED_AT])
-
-
-def _spread(backbone: nn.Module) -> float:
-    table: Any = backbone.get_input_embeddings()
-    ids = torch.arange(min(table.weight.shape[0], COMMON_TOKENS), device=table.weight.device)
-    with torch.no_grad():
-        return max(float(table(ids).float().std()), 1e-6)
 
 
 def _prompts(model: nn.Module) -> Tensor | None:

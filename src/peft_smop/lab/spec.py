@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peft_smop.errors import ConfigError, unknown
 from peft_smop.methods import MethodSpec, method_of
-from peft_smop.names import DEFAULT_MODEL
+from peft_smop.names import DEFAULT_MODEL, Rate
 from peft_smop.plain_yaml import PlainYamlError, read_yaml
 from peft_smop.results import read_text, write_whole
 from peft_smop.tasks.reading import shown
@@ -35,9 +35,9 @@ class RunSpec(BaseModel):
     )
 
     @property
-    def learning_rate(self) -> float:
-        """The rate that was given, or the first of the method's."""
-        return self.training.learning_rate or method_of(self.method).learning_rates[0]
+    def learning_rate(self) -> Rate:
+        """The rate that was given, or the first of the method's by the recipe."""
+        return self.training.learning_rate or method_of(self.method).rates(self.training.recipe)[0]
 
     @classmethod
     def everywhere(cls) -> dict[str, str]:

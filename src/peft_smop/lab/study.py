@@ -16,6 +16,7 @@ from peft_smop.lab.run import run, run_packed
 from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.variants import Variant, check_methods
 from peft_smop.methods import can_pack
+from peft_smop.names import RECIPES, Rate
 from peft_smop.results import RunResult, read_object, write_json
 
 
@@ -62,7 +63,7 @@ def study(
         one.name: [_spec(common, one, rate, seeds[0]) for rate in spaces[one.name][:trials]]
         for one in variants
     }
-    rates: dict[str, float | None] = {one.name: spaces[one.name][0] for one in variants}
+    rates: dict[str, Rate | None] = {one.name: spaces[one.name][0] for one in variants}
     if trials > 1:
         _check_test_is_fixed([_spec(common, variants[0], None, seed) for seed in seeds])
         rates = {name: _search(every[name], name, output, pack, console) for name in every}
@@ -81,7 +82,7 @@ def study(
 
 def _search(
     specs: Sequence[RunSpec], name: str, output: Path, pack: int, console: Console | None
-) -> float | None:
+) -> Rate | None:
     """The learning rate with the best validation score; what was tried goes into the log.
 
     Raises:
@@ -137,7 +138,7 @@ def _log(path: Path) -> list[dict[str, Any]]:
 
 
 def _check(
-    variants: Sequence[Variant], spaces: Mapping[str, tuple[float, ...]], trials: int
+    variants: Sequence[Variant], spaces: Mapping[str, tuple[Rate, ...]], trials: int
 ) -> None:
     names = [one.name for one in variants]
     check_methods(variants)
@@ -159,13 +160,14 @@ def _check_test_is_fixed(specs: Sequence[RunSpec]) -> None:
         )
 
 
-def _space(common: Mapping[str, Any], one: Variant) -> tuple[float, ...]:
+def _space(common: Mapping[str, Any], one: Variant) -> tuple[Rate, ...]:
     """The learning rates to try: the one for all methods if it was given, else the method's."""
-    given = common.get("training", {}).get("learning_rate")
-    return one.learning_rates if given is None else (given,)
+    training = common.get("training", {})
+    given = training.get("learning_rate")
+    return one.rates(training.get("recipe", RECIPES[0])) if given is None else (given,)
 
 
-def _spec(common: Mapping[str, Any], one: Variant, rate: float | None, seed: int) -> RunSpec:
+def _spec(common: Mapping[str, Any], one: Variant, rate: Rate | None, seed: int) -> RunSpec:
     training = {**common.get("training", {}), **one.training, "learning_rate": rate}
     return RunSpec.of({**common, "method": one.method, "training": training, "seed": seed})
 
@@ -175,7 +177,7 @@ def _where(spec: RunSpec, output: Path, name: str) -> Path:
     content = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
     mark = hashlib.sha256(content.encode()).hexdigest()[:8]
     folder = "".join(c if c.isalnum() or c in "-=." else "_" for c in name)
-    return output / "runs" / f"{folder[:60]}-lr{spec.training.learning_rate:g}-s{spec.seed}-{mark}"
+    return output / "runs" / f"{folder[:60]}-lr{spec.training.learning_rate}-s{spec.seed}-{mark}"
 
 
 def _run_all(
@@ -193,7 +195,7 @@ def _run_all(
     for places in sorted(packs + alone):
         specs = [jobs[place][1] for place in places]
         names = [jobs[place][0] for place in places]
-        titles = [f"{n} lr {s.training.learning_rate:g}" for n, s in zip(names, specs, strict=True)]
+        titles = [f"{n} lr {s.training.learning_rate}" for n, s in zip(names, specs, strict=True)]
         outputs = [_where(spec, output, name) for name, spec in zip(names, specs, strict=True)]
         if console:
             said = f"{places[0] + 1}/{len(jobs)} {', '.join(dict.fromkeys(names))}"

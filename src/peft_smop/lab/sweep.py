@@ -15,7 +15,7 @@ from peft_smop.errors import ConfigError, unknown
 from peft_smop.lab.spec import RunSpec, read_mapping
 from peft_smop.lab.variants import Variant, check_method, name_of, variant
 from peft_smop.methods import METHODS, MethodSpec
-from peft_smop.names import SHORT
+from peft_smop.names import RECIPES, SHORT, Rate
 from peft_smop.plain_yaml import read_yaml
 from peft_smop.tasks.reading import shown
 from peft_smop.training import TrainingOptions
@@ -79,7 +79,7 @@ def run_name(spec: RunSpec, name: str) -> str:
     said = "-".join([Path(spec.task).stem, Path(spec.model).name, name])
     folder = "".join(c if c.isalnum() or c in "-=." else "_" for c in said)
     mark = hashlib.sha256(content).hexdigest()[:10]
-    return f"{folder[:80]}-lr{spec.learning_rate:g}-s{spec.seed}-{mark}"
+    return f"{folder[:80]}-lr{spec.learning_rate}-s{spec.seed}-{mark}"
 
 
 def load_sweep(
@@ -334,7 +334,7 @@ def _with_lengths(
 
 def _rates(
     known: Mapping[str, Any], one: Variant, options: dict[str, Any], place: str
-) -> list[float | None]:
+) -> list[Rate | None]:
     """The learning rates of a method; taken out of its options, where they may be said too."""
     own = options.pop("learning_rate", None)
     given = one.training.get("learning_rate", known.get("learning_rate"))
@@ -347,5 +347,5 @@ def _rates(
         raise ConfigError(f"{place}: learning_rate is said twice, once under training")
     given = own if given is None else given
     if given == SEARCH:
-        return list(one.learning_rates)
+        return list(one.rates(str(options.get("recipe", RECIPES[0]))))
     return _listed(given, place, "learning_rate")

@@ -12,7 +12,7 @@ from peft import PeftConfig
 from peft_smop.errors import ConfigError, unknown
 from peft_smop.lab.spec import RunSpec
 from peft_smop.methods import MethodSpec, Setting, configure, method_of
-from peft_smop.names import SHORT, Listed, check_names, listed, typed
+from peft_smop.names import SHORT, Listed, Rate, check_names, listed, typed
 from peft_smop.training import TrainingOptions
 from peft_smop.tuner import SMoPConfig
 
@@ -37,11 +37,11 @@ class Variant(Listed):
         """The method's specification."""
         return MethodSpec.model_validate(self.method)
 
-    @property
-    def learning_rates(self) -> tuple[float, ...]:
-        """The rates to search, the paper's for this kind of method, or the only one given."""
+    def rates(self, recipe: str) -> tuple[Rate, ...]:
+        """The rates to search, the recipe's for this kind of method, or the only one given."""
         given = self.training.get("learning_rate")
-        return method_of(self.spec).learning_rates if given is None else (float(given),)
+        own = self.training.get("recipe", recipe)
+        return method_of(self.spec).rates(own) if given is None else (given,)
 
 
 @cache

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from peft_smop.bottleneck import BottleneckConfig
 from peft_smop.errors import ConfigError, unknown
-from peft_smop.names import DESCRIBED
+from peft_smop.names import DESCRIBED, Rate
 from peft_smop.tuner import STRATEGIES, SMoPConfig
 from peft_smop.tuner.config import PENALTY_OPTIONS, ROUTING_OPTIONS
 
@@ -89,7 +89,8 @@ class Method:
     configure: Callable[[Mapping[str, Any], Setting], PeftConfig | None]
     """From the given options; None: every weight of the backbone is trained."""
     options: frozenset[str]
-    learning_rates: tuple[float, ...]
+    rates: Callable[[str], tuple[Rate, ...]]
+    """The learning rates of a recipe, the default first."""
     virtual_tokens: int = 0
     """The default length of the prompt before an input."""
 
@@ -188,7 +189,7 @@ METHODS: dict[str, Method] = {
         said.description,
         _CONFIGURE[name],
         said.options | (_OF_ROUTING.keys() if said.routes else set()),
-        said.learning_rates,
+        said.rates,
         said.virtual_tokens,
     )
     for name, said in DESCRIBED.items()

@@ -3,7 +3,15 @@
 So a command can say what there is, and what a typing error meant, before torch is needed.
 """
 
-from peft_smop.names.methods import DESCRIBED, PROMPT_RATES, WEIGHT_RATES, Described
+from peft_smop.names.methods import (
+    DESCRIBED,
+    PROMPT_RATES,
+    PROMPT_SPREADS,
+    RECIPES,
+    WEIGHT_RATES,
+    Described,
+    Rate,
+)
 from peft_smop.names.models import DEFAULT_MODEL, KNOWN_NAMES
 from peft_smop.names.variants import SHORT, Listed, check_names, listed, typed
 
@@ -12,10 +20,13 @@ __all__ = [
     "DESCRIBED",
     "KNOWN_NAMES",
     "PROMPT_RATES",
+    "PROMPT_SPREADS",
+    "RECIPES",
     "SHORT",
     "WEIGHT_RATES",
     "Described",
     "Listed",
+    "Rate",
     "check_names",
     "listed",
     "typed",

@@ -8,6 +8,15 @@ PROMPT_RATES = (0.5, 0.3, 0.1)
 """The paper's learning rates for prompts (appendix C), searched in this order."""
 WEIGHT_RATES = (1e-4, 5e-5, 1e-5)
 """The paper's learning rates for adapters and for full fine-tuning (appendix C)."""
+PROMPT_SPREADS = ("0.4x", "0.1x", "1.5x")
+"""Learning rates for prompts in spreads of the backbone's embeddings, searched in this order: what
+is far for one backbone's embeddings is nothing for another's (`docs/runs.md`)."""
+RECIPES = ("default", "paper")
+"""By which a method is trained where nothing else is said: rates that go by the backbone's own
+scale, or the paper's protocol."""
+
+Rate = float | str
+"""A learning rate: a number, or a number of spreads of the backbone's embeddings, such as 0.4x."""
 
 _INIT = frozenset({"init", "init_std", "init_text", "init_adapter"})
 _PROMPT = _INIT | {"num_virtual_tokens", "position", "parameterisation", "hidden_size", "rank"}
@@ -24,6 +33,13 @@ class Described:
     virtual_tokens: int = 0
     """The default length of the prompt before an input."""
     routes: bool = False
+    relative_rates: tuple[str, ...] = ()
+    """Those of the default recipe, where they are others than the paper's."""
+
+    def rates(self, recipe: str) -> tuple[Rate, ...]:
+        """The learning rates of a recipe, the default first."""
+        relative = self.relative_rates if recipe == "default" else ()
+        return relative or self.learning_rates
 
 
 DESCRIBED: dict[str, Described] = {
@@ -32,22 +48,29 @@ DESCRIBED: dict[str, Described] = {
         _PROMPT | {"num_prompts", "routing"},
         PROMPT_RATES,
         virtual_tokens=5,
+        relative_rates=PROMPT_SPREADS,
         routes=True,
     ),
     "single": Described(
-        "one soft prompt of l tokens, through our tuner", _PROMPT, PROMPT_RATES, virtual_tokens=5
+        "one soft prompt of l tokens, through our tuner",
+        _PROMPT,
+        PROMPT_RATES,
+        virtual_tokens=5,
+        relative_rates=PROMPT_SPREADS,
     ),
     "told": Described(
         "one soft prompt of l tokens for each sub-population, told which (a control)",
         _PROMPT,
         PROMPT_RATES,
         virtual_tokens=5,
+        relative_rates=PROMPT_SPREADS,
     ),
     "prompt-tuning": Described(
         "one soft prompt of l tokens, PEFT's own",
         frozenset({"num_virtual_tokens"}),
         PROMPT_RATES,
         virtual_tokens=5,
+        relative_rates=PROMPT_SPREADS,
     ),
     "p-tuning": Described(
         "one soft prompt of l tokens behind an MLP (Liu et al., 2021)",

@@ -53,6 +53,8 @@ class TrainingTold(_Told):
     best_step: int
     stopped_early: bool
     learning_rate: float
+    recipe: str = "paper"
+    """What was meant where nothing was said; there was only the paper's at first."""
     revived_prompts: int
     seconds: float
     resumed: bool

@@ -3,7 +3,7 @@
 from peft_smop.training.batching import LengthSampler, padding_ratio
 from peft_smop.training.checkpoints import last_complete_checkpoint
 from peft_smop.training.fit import Fit, Training, fit
-from peft_smop.training.options import TrainingOptions
+from peft_smop.training.options import TrainingOptions, absolute_rate
 from peft_smop.training.packed import fit_packed, share_backbone
 from peft_smop.training.progress import ProgressBar, bars
 from peft_smop.training.routing_callback import RoutingCallback
@@ -17,6 +17,7 @@ __all__ = [
     "Rows",
     "Training",
     "TrainingOptions",
+    "absolute_rate",
     "bars",
     "fit",
     "fit_packed",

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from peft_smop.errors import ConfigError
+from peft_smop.names import PROMPT_SPREADS
 from peft_smop.scoring import Evaluation, Formulation, evaluate, majority_label
 from peft_smop.tasks import Example
 from peft_smop.training.callbacks import Revival, StepMeter
@@ -31,10 +32,11 @@ from peft_smop.training.checkpoints import (
     state_of,
 )
 from peft_smop.training.history import History, Rhythm, figures
-from peft_smop.training.options import TrainingOptions
+from peft_smop.training.options import TrainingOptions, absolute_rate
 from peft_smop.training.reporting import close_reports
 from peft_smop.training.trainer import ScoringTrainer, Step
 from peft_smop.tuner import SMoPModel
+from peft_smop.tuner.initialisation import spread_of
 
 # transformers 5.20 renamed the option and warns of the old name
 _CHECKPOINTING: dict[str, Any] = {
@@ -49,7 +51,7 @@ RATES = {
     "network_learning_rate": (".network.", "mlp_head"),
 }
 """Options and the parts of parameters' names that they are for."""
-FALLBACK_RATE = 0.5
+FALLBACK_RATE = PROMPT_SPREADS[0]
 """For callers that leave the rate to the method and name no method."""
 
 
@@ -70,6 +72,8 @@ class Fit:
     """Most memory of a training step in bytes, see `costs.PeakMemory`; None when not measured."""
     revived_prompts: int
     """How often a dead prompt was started again, since a resume."""
+    learning_rate: float
+    """As the optimizer was given it."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
 
     if options.keep_texts:
         _keep_texts(model, options.keep_texts)
+    rate = _learning_rate(model, options)
     meter = StepMeter()
     own: list[TrainerCallback] = [Rhythm(), CompleteCheckpoint()]
     if training.metrics is not None:
@@ -167,7 +172,7 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
         rates=_rates(model, options),
         step=step,
         model=model,
-        args=_arguments(training, rows=len(features)),
+        args=_arguments(training, rate, rows=len(features)),
         callbacks=[
             EarlyStoppingCallback(early_stopping_patience=options.patience),
             *own,
@@ -188,7 +193,7 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
     close_reports(training.report_to)
     newest = training.output / f"checkpoint-{trainer.state.global_step}"
     keep_only(training.output, {newest, best_of(trainer.state, training.output)})
-    return _outcome(trainer.state, truncated, meter, revival)
+    return _outcome(trainer.state, truncated, rate, meter, revival)
 
 
 def _rates(model: nn.Module, options: TrainingOptions) -> dict[str, float]:
@@ -255,7 +260,9 @@ def is_first_checkpoint(checkpoint: Path) -> bool:
     return sum("eval_score" in entry for entry in state_of(checkpoint).log_history) == 1
 
 
-def _outcome(state: TrainerState, truncated: int, meter: StepMeter, revival: Revival | None) -> Fit:
+def _outcome(
+    state: TrainerState, truncated: int, rate: float, meter: StepMeter, revival: Revival | None
+) -> Fit:
     return Fit(
         steps=state.global_step,
         best_step=state.best_global_step or state.global_step,
@@ -266,10 +273,17 @@ def _outcome(state: TrainerState, truncated: int, meter: StepMeter, revival: Rev
         seconds_per_step=meter.seconds_per_step,
         peak_memory=meter.memory.bytes,
         revived_prompts=revival.revived if revival else 0,
+        learning_rate=rate,
     )
 
 
-def _arguments(training: Training, *, rows: int) -> TrainingArguments:
+def _learning_rate(model: Any, options: TrainingOptions) -> float:
+    """The options' rate as optimizers take it, on this model's scale."""
+    rate = FALLBACK_RATE if options.learning_rate is None else options.learning_rate
+    return absolute_rate(rate, spread_of(model.get_input_embeddings()))
+
+
+def _arguments(training: Training, rate: float, *, rows: int) -> TrainingArguments:
     """The options in the Trainer's own terms."""
     options = training.options
     per_epoch = -(-rows // options.batch_size)
@@ -279,7 +293,7 @@ def _arguments(training: Training, *, rows: int) -> TrainingArguments:
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
         per_device_train_batch_size=options.batch_size,
-        learning_rate=options.learning_rate or FALLBACK_RATE,
+        learning_rate=rate,
         optim=options.optimizer,
         weight_decay=options.weight_decay,
         warmup_steps=options.warmup_ratio,

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from peft_smop.names import Rate
 from peft_smop.scoring import MAX_PADDING
+
+
+def _checked_rate(rate: Rate) -> Rate:
+    if isinstance(rate, str):
+        if not re.fullmatch(r"\d+(\.\d+)?x", rate) or not float(rate[:-1]) > 0:
+            raise ValueError("expected a number above 0, or of embeddings' spreads such as 0.4x")
+    elif not rate > 0:
+        raise ValueError("expected a number above 0")
+    return rate
+
+
+def absolute_rate(rate: Rate, spread: float) -> float:
+    """A learning rate as optimizers take it.
+
+    Args:
+        rate: a number, or as 0.4x a number of spreads, whose product is taken to one digit.
+        spread: the standard deviation of the backbone's embeddings.
+    """
+    return float(f"{float(rate[:-1]) * spread:.1g}") if isinstance(rate, str) else rate
 
 
 class TrainingOptions(BaseModel):
@@ -18,7 +39,13 @@ class TrainingOptions(BaseModel):
     epochs: float = Field(default=50, gt=0)
     max_steps: int | None = Field(default=None, gt=0, description="overrides epochs")
     batch_size: int = Field(default=32, gt=0)
-    learning_rate: float | None = Field(default=None, gt=0, description="default: the method's")
+    recipe: Literal["default", "paper"] = Field(
+        default="default", description="what is meant where nothing is said"
+    )
+    learning_rate: Annotated[Rate, AfterValidator(_checked_rate)] | None = Field(
+        default=None,
+        description="or spreads of the backbone's embeddings, as 0.4x; default: the recipe's",
+    )
     router_learning_rate: float | None = Field(default=None, gt=0, description="default: the same")
     network_learning_rate: float | None = Field(
         default=None, gt=0, description="of what prompts are made from; default: the same"

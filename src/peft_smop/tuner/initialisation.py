@@ -68,10 +68,7 @@ class Start:
     @property
     def spread(self) -> float:
         """The standard deviation of the backbone's embeddings; 1 where there are no values."""
-        if self.is_meta:
-            return 1.0
-        ids = torch.arange(min(self.embedding.weight.shape[0], COMMON_TOKENS))
-        return max(float(self.embed(ids).std()), 1e-6)
+        return 1.0 if self.is_meta else spread_of(self.embedding, self.device)
 
     def embed(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape e"]:
         """The backbone's own embeddings, with the scale that some backbones apply."""
@@ -115,6 +112,19 @@ class Start:
                 raise ConfigError(f"init={config.init!r}: {text!r} has no token")
         config.init_token_ids, config.init_tokenizer = ids, self.tokenizer_name
         return ids
+
+
+def spread_of(embedding: nn.Embedding, device: torch.device | None = None) -> float:
+    """The standard deviation of the common tokens' embeddings, as the backbone scales them.
+
+    Args:
+        embedding: the backbone's.
+        device: where it computes, if that is not where its weights are.
+    """
+    device = device or embedding.weight.device
+    ids = torch.arange(min(embedding.weight.shape[0], COMMON_TOKENS), device=device)
+    with torch.no_grad():
+        return max(float(embedding(ids).float().cpu().std()), 1e-6)
 
 
 def _vocabulary(start: Start) -> Tensor:

@@ -1,0 +1,93 @@
+"""Learning rates where none is given: on the backbone's own scale, or the paper's."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from peft_smop.errors import ConfigError
+from peft_smop.lab import RunSpec, run, variant
+from peft_smop.results import RunDirectory
+from peft_smop.training import absolute_rate
+from peft_smop.tuner.initialisation import spread_of
+
+
+@pytest.mark.parametrize(
+    ("rate", "spread", "expected"),
+    [
+        ("0.4x", 1.3253, 0.5),  # 0.5301
+        ("0.4x", 0.0537, 0.02),  # 0.0215
+        ("0.4x", 0.136, 0.05),  # 0.0544
+        ("1x", 0.25, 0.2),
+        ("1.5x", 9.0, 10.0),  # 13.5
+        (0.3, 9.0, 0.3),
+        (1, 9.0, 1),
+    ],
+)
+def test_a_relative_rate_is_a_product_to_one_digit(rate, spread, expected):
+    assert absolute_rate(rate, spread) == expected
+
+
+def test_the_spread_is_that_of_the_common_tokens():
+    embedding = torch.nn.Embedding(6000, 4)
+    with torch.no_grad():
+        embedding.weight[5000:] = 100.0  # rare tokens do not count
+    assert spread_of(embedding) == pytest.approx(embedding.weight[:5000].std().item())
+
+
+def spec(toy_task, model, method="single", **training):
+    one = variant(method)
+    return RunSpec.of(
+        {
+            "task": str(toy_task),
+            "model": model,
+            "method": one.method,
+            "training": {"max_steps": 2, "eval_steps": 2, **one.training, **training},
+        }
+    )
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize("method", ["single", "smop", "prompt-tuning-5", "lora-8"])
+def test_a_run_has_its_recipes_rate_and_says_so(toy_task, saved_models, tmp_path, method, recipe):
+    model = saved_models["bert"]
+    result = run(spec(toy_task, model, method, recipe=recipe), tmp_path / "run")
+    bare = AutoModelForSequenceClassification.from_pretrained(model).get_input_embeddings()
+    own = float(f"{0.4 * spread_of(bare):.1g}")
+    wanted = {"lora-8": 1e-4}.get(method, {"default": own, "paper": 0.5}[recipe])
+    assert result.training.learning_rate == wanted
+    assert result.training.recipe == recipe
+    # and the optimizer had it: the second of two steps of a linear decline is at half of it
+    rates = [
+        row["learning_rate"]
+        for row in RunDirectory(tmp_path / "run").read_metrics()
+        if "loss" in row
+    ]
+    assert rates
+    assert max(rates) <= max(wanted, 1e-2) * 1.0001  # the head's rate is 0.01
+
+
+def test_a_rate_that_is_given_is_the_rate(toy_task, saved_models, tmp_path):
+    model = saved_models["llama"]
+    said = run(spec(toy_task, model, learning_rate=0.25), tmp_path / "absolute")
+    assert said.training.learning_rate == 0.25
+    bare = AutoModelForCausalLM.from_pretrained(model).get_input_embeddings()
+    relative = run(spec(toy_task, model, "single:lr=2x"), tmp_path / "relative")
+    assert relative.training.learning_rate == float(f"{2 * spread_of(bare):.1g}")
+
+
+@pytest.mark.parametrize("wrong", ["0.4", "x", "-1x", "0x", "0.4y", 0.0, -1.0, "nan", "infx"])
+def test_what_is_no_rate_is_refused(toy_task, saved_models, wrong):
+    with pytest.raises(ConfigError, match="learning_rate"):
+        spec(toy_task, saved_models["bert"], learning_rate=wrong)
+
+
+def test_an_unknown_recipe_is_refused(toy_task, saved_models):
+    with pytest.raises(ConfigError, match="'default' or 'paper'"):
+        spec(toy_task, saved_models["bert"], recipe="chef")
+
+
+def test_a_search_has_as_many_rates_by_either_recipe():
+    for name in ("smop", "single", "prompt-tuning-20", "p-tuning-20", "lora-8", "full"):
+        assert len(variant(name).rates("default")) == len(variant(name).rates("paper"))
+    assert variant("smop").rates("paper") == (0.5, 0.3, 0.1)
+    assert variant("smop").rates("default")[0] == "0.4x"
