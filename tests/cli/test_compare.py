@@ -80,13 +80,13 @@ def test_train_takes_a_short_name_and_any_other_option(smop, toy_task, saved_mod
     code, out, err = smop(
         "train", "-t", toy_task, "-m", saved_models["t5"], "-o", tmp_path / "run",
         "--method", "smop-top2", "--max-steps", 2, "--eval-steps", 1, "--batch-size", 8,
-        "--set", "router_learning_rate=0.01", "--set", "z_loss=0.001",
+        "--set", "router_learning_rate=0.01", "--set", "z_loss=0.001", "--recipe", "paper",
     )  # fmt: skip
     assert code == 0, err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     given = {key: value for key, value in result["method"].items() if value is not None}
     assert given == {"name": "smop", "top_k": 2, "z_loss": 0.001}
-    assert "at a learning rate of 0.5" in out
+    assert "at a learning rate of 0.5 (recipe paper)" in out
 
 
 def test_training_options_after_a_name_are_the_run_s(smop, toy_task, saved_models, tmp_path):

@@ -56,7 +56,7 @@ def test_rates_are_searched_over_each_kind_s_own():
     found = {}
     for job in jobs:
         found.setdefault(job.name, []).append(job.spec.learning_rate)
-    assert found == {"smop": [0.5, 0.3, 0.1], "lora-8": [1e-4, 5e-5, 1e-5], "smop:lr=0.2": [0.2]}
+    assert found == {"smop": ["0.4x", "0.1x", "1.5x"], "lora-8": [1e-4, 5e-5, 1e-5], "smop:lr=0.2": [0.2]}
 
 
 def test_training_options_may_be_lists_and_a_task_may_have_its_own():
@@ -153,7 +153,7 @@ def test_names_are_those_of_their_content():
     one, other = jobs_of({"task": "cb", "training": {"batch_size": [8, 16]}})
     assert one.directory != other.directory
     assert one.directory == run_name(one.spec, one.name)
-    assert one.directory.startswith("cb-t5-base-smop-lr0.5-s0-")
+    assert one.directory.startswith("cb-t5-base-smop-lr0.4x-s0-")
 
 
 def small_jobs(small_medley, count, **training):

@@ -11,15 +11,15 @@ def test_every_listed_variant_is_a_method_with_options_it_has():
     for name, one in variants().items():
         RunSpec.of({"task": "cb", "method": one.method, "training": one.training})
         assert one.spec.name in METHODS, name
-        assert len(one.learning_rates) == 3
+        assert len(one.rates("paper")) == len(one.rates("default")) == 3
     assert {one.spec.name for one in variants().values()} == set(METHODS)
 
 
 def test_the_paper_s_search_spaces_are_the_paper_s():
-    assert variant("smop").learning_rates == (0.5, 0.3, 0.1)
-    assert variant("prompt-tuning-100").learning_rates == (0.5, 0.3, 0.1)
+    assert variant("smop").rates("paper") == (0.5, 0.3, 0.1)
+    assert variant("prompt-tuning-100").rates("paper") == (0.5, 0.3, 0.1)
     for name in ("full", "houlsby-8", "lora-2"):
-        assert variant(name).learning_rates == (1e-4, 5e-5, 1e-5)
+        assert variant(name).rates("paper") == (1e-4, 5e-5, 1e-5)
 
 
 def test_options_follow_the_name():
@@ -31,7 +31,7 @@ def test_options_follow_the_name():
         "perturbation": False,
     }
     assert one.training == {"router_learning_rate": 0.01}
-    assert variant("lora-8:lr=0.001").learning_rates == (0.001,)
+    assert variant("lora-8:lr=0.001").rates("paper") == (0.001,)
 
 
 @pytest.mark.parametrize(
