@@ -56,7 +56,11 @@ def test_rates_are_searched_over_each_kind_s_own():
     found = {}
     for job in jobs:
         found.setdefault(job.name, []).append(job.spec.learning_rate)
-    assert found == {"smop": ["0.4x", "0.1x", "1.5x"], "lora-8": [1e-4, 5e-5, 1e-5], "smop:lr=0.2": [0.2]}
+    assert found == {
+        "smop": ["0.4x", "0.1x", "1.5x"],
+        "lora-8": [1e-4, 5e-5, 1e-5],
+        "smop:lr=0.2": [0.2],
+    }
 
 
 def test_training_options_may_be_lists_and_a_task_may_have_its_own():
