@@ -10,9 +10,8 @@ import torch
 
 pytest.importorskip("fastapi")
 
-from serving import ask, one, running
-
 from answering import TEXTS, save_adapter
+from serving import ask, one, running
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from serving import ask, kept_busy, one, running
-
 from answering import PAIR, TEXTS, save_adapter
 from peft_smop import Predictor
+from serving import ask, kept_busy, one, running
 
 
 @pytest.fixture(scope="module")
