@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from peft_smop.cli.terminal import Console
 from peft_smop.errors import RunError
 
 
