@@ -200,6 +200,7 @@ def train(
     from peft_smop.lab import RunSpec, name_of, run, variant
     from peft_smop.methods import MethodSpec
     from peft_smop.results import RunDirectory
+    from peft_smop.training import processes
 
     console = Console(stderr=True, highlight=False)
     chosen = variant(method)
@@ -266,5 +267,6 @@ def train(
         console.print(f"stopped; {where} is kept: the same command with --resume goes on with it")
         raise typer.Exit(130) from None
     told = Console(highlight=False)
-    print_result(told, result, where)
-    print_split(told, RunDirectory(where).read_split())
+    if processes.is_first():
+        print_result(told, result, where)
+        print_split(told, RunDirectory(where).read_split())

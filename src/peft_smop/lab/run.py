@@ -13,6 +13,7 @@ from rich.console import Console
 from peft_smop.errors import RunError, RunInUseError, SMoPError
 from peft_smop.lab.beginning import Begun, begin, finished
 from peft_smop.lab.ending import finish
+from peft_smop.lab.prepare import prepare
 from peft_smop.lab.spec import RunSpec
 from peft_smop.results import RunDirectory, RunResult, write_json
 from peft_smop.training import (
@@ -21,6 +22,7 @@ from peft_smop.training import (
     fit,
     fit_packed,
     last_complete_checkpoint,
+    processes,
     share_backbone,
 )
 
@@ -63,10 +65,13 @@ def run(
     """
     console = console or Console(quiet=True)
     directory = RunDirectory(output)
-    directory.check(resume=resume, overwrite=overwrite)
+    if processes.is_first():
+        directory.check(resume=resume, overwrite=overwrite)
     found = finished(spec, directory) if resume else None
     if found is not None:
         return found
+    if not processes.is_first():
+        return _beside_the_first(spec, directory, resume=resume)
     with directory.locked(), _failure_told(directory):
         # whoever had the lock before may have finished it
         found = finished(spec, directory) if resume else None
@@ -75,13 +80,27 @@ def run(
         if on_begin is not None:
             on_begin(resume and last_complete_checkpoint(directory.checkpoints) is not None)
         begun = begin(spec, directory, resume=resume, overwrite=overwrite)
+        processes.meet()
         with bars(console) as progress:
             fitted = fit(
                 begun.training(
                     title or spec.method.name, progress, resume=resume, report_to=report_to
                 )
             )
-        return finish(begun, fitted, console, certified=certified)
+        result = finish(begun, fitted, console, certified=certified)
+    processes.meet()
+    return result
+
+
+def _beside_the_first(spec: RunSpec, directory: RunDirectory, *, resume: bool) -> RunResult:
+    """Take part in a training, and read the result that the first process wrote."""
+    quiet = Console(quiet=True)
+    processes.meet()
+    begun = Begun(spec, prepare(spec), directory, resume, time.monotonic())
+    with bars(quiet) as progress:
+        fit(begun.training(spec.method.name, progress, resume=resume))
+    processes.meet()
+    return directory.read_result()
 
 
 def run_packed(

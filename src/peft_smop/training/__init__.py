@@ -1,5 +1,6 @@
 """One fit: trainer, batching, schedule, stopping, resume."""
 
+from peft_smop.training import processes
 from peft_smop.training.batching import LengthSampler, padding_ratio
 from peft_smop.training.checkpoints import last_complete_checkpoint
 from peft_smop.training.fit import Fit, Training, fit
@@ -24,5 +25,6 @@ __all__ = [
     "forward_backward",
     "last_complete_checkpoint",
     "padding_ratio",
+    "processes",
     "share_backbone",
 ]

@@ -29,15 +29,24 @@ class LengthSampler(Sampler[int]):
         seed: of the order.
         window: batches that are sorted together; 1: every batch is a fair sample of the rows, as
             training needs it that compares the rows of a step with each other.
+        processes: among which a batch is divided. The last, incomplete one is divided evenly too:
+            the places that it leaves free have the index behind the last row's, of no row.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int, *, window: int = WINDOW
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        *,
+        window: int = WINDOW,
+        processes: int = 1,
     ) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.window = window
+        self.processes = processes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -45,7 +54,9 @@ class LengthSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        if self.processes == 1:
+            return len(self.lengths)
+        return -(-len(self.lengths) // self.batch_size) * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng((self.seed, self.epoch))
@@ -57,7 +68,14 @@ class LengthSampler(Sampler[int]):
         whole = len(rows) // self.batch_size * self.batch_size
         batches = rows[:whole].reshape(-1, self.batch_size)
         yield from batches[generator.permutation(len(batches))].ravel().tolist()
-        yield from rows[whole:].tolist()
+        rest = rows[whole:].tolist()
+        if self.processes > 1 and rest:
+            places = self.batch_size // self.processes
+            for own in np.array_split(rest, self.processes):
+                yield from own.tolist()
+                yield from [len(self.lengths)] * (places - len(own))
+            return
+        yield from rest
 
 
 def padding_ratio(

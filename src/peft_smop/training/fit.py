@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
@@ -23,6 +24,7 @@ from peft_smop.errors import ConfigError
 from peft_smop.names import PROMPT_SPREADS
 from peft_smop.scoring import Evaluation, Formulation, evaluate, majority_label
 from peft_smop.tasks import Example
+from peft_smop.training import processes
 from peft_smop.training.callbacks import Revival, StepMeter
 from peft_smop.training.checkpoints import (
     CompleteCheckpoint,
@@ -192,7 +194,8 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
         trainer._load_best_model()
     close_reports(training.report_to)
     newest = training.output / f"checkpoint-{trainer.state.global_step}"
-    keep_only(training.output, {newest, best_of(trainer.state, training.output)})
+    if processes.is_first():
+        keep_only(training.output, {newest, best_of(trainer.state, training.output)})
     return _outcome(trainer.state, truncated, rate, meter, revival)
 
 
@@ -283,6 +286,25 @@ def _learning_rate(model: Any, options: TrainingOptions) -> float:
     return absolute_rate(rate, spread_of(model.get_input_embeddings()))
 
 
+def _rows_of_one_process(batch_size: int, rows: int) -> int:
+    """How many of a step's rows each process computes.
+
+    Raises:
+        ConfigError: they cannot be divided evenly.
+    """
+    among = processes.count()
+    if batch_size % among:
+        raise ConfigError(
+            f"batch_size={batch_size} cannot be divided among {among} processes; choose a multiple"
+        )
+    if 0 < rows % batch_size < among:
+        raise ConfigError(
+            f"the last step of an epoch has {rows % batch_size} of {rows} rows for {among}"
+            " processes, of which each needs one; choose another batch_size"
+        )
+    return batch_size // among
+
+
 def _arguments(training: Training, rate: float, *, rows: int) -> TrainingArguments:
     """The options in the Trainer's own terms."""
     options = training.options
@@ -292,7 +314,8 @@ def _arguments(training: Training, rate: float, *, rows: int) -> TrainingArgumen
         output_dir=str(training.output),
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
-        per_device_train_batch_size=options.batch_size,
+        per_device_train_batch_size=_rows_of_one_process(options.batch_size, rows),
+        use_cpu=not torch.cuda.is_available() and processes.count() > 1,
         learning_rate=rate,
         optim=options.optimizer,
         weight_decay=options.weight_decay,

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerControl, TrainerState
 from peft_smop.errors import DivergedError, RunError
 from peft_smop.results import writing
 from peft_smop.scoring import MAX_PADDING, Evaluation, Features, Formulation
+from peft_smop.training import processes
 from peft_smop.training.batching import WINDOW, LengthSampler
 from peft_smop.training.checkpoints import best_of, is_whole, restore_trained
 from peft_smop.training.steps import Rows, forward_backward
@@ -50,7 +51,13 @@ class ScoringTrainer(Trainer):
         step: Step | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(train_dataset=features, eval_dataset=[], data_collator=Rows, **kwargs)
+        # behind the last row is none: where processes divide an incomplete batch
+        super().__init__(
+            train_dataset=[*features, {}] if processes.count() > 1 else features,
+            eval_dataset=[],
+            data_collator=lambda rows: Rows([row for row in rows if row]),
+            **kwargs,
+        )
         self._formulation = formulation
         # processes wait for each other in every pass, so all must make the same number
         self._max_padding = max_padding if self.args.world_size == 1 else math.inf
@@ -69,8 +76,10 @@ class ScoringTrainer(Trainer):
             tuner.smop_layer[name].strategy.judges for name in tuner.active_adapters
         )
         window = 1 if judges else WINDOW
+        # processes take turns at a step's rows, so that together they have those of one alone
+        rows = self.args.train_batch_size * self.args.world_size
         return LengthSampler(
-            self._lengths, self.args.train_batch_size, self.args.seed, window=window
+            self._lengths, rows, self.args.seed, window=window, processes=self.args.world_size
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
