@@ -141,8 +141,9 @@ def _refused(error: ValidationError, place: str) -> ConfigError:
         return ConfigError(f"{place}: {unknown('key', key, known)}")
     if problem["type"] == "missing":
         return ConfigError(f"{place}: no key {key!r}; expected it beside the others")
+    said = problem["msg"].removeprefix("Value error, ")  # pydantic's, before a check of ours
     return ConfigError(
-        f"{place}: {field}={shown(problem['input'])} cannot be: {shortened(problem['msg'])}"
+        f"{place}: {field}={shown(problem['input'])} cannot be: {shortened(said)}"
     )
 
 
