@@ -291,7 +291,6 @@ def test_the_command_runs_what_is_missing_and_says_what_comes_next(smop, small_m
         (("--small",), "name one, such as paper/table2"),
         (("-t", "medly"), "did you mean medley"),
         (("-t", "medley", "--methods", "smopp"), "did you mean smop"),
-        (("-t", "medley", "--address", "x"), "give --engine ray"),
         (("-t", "medley", "--report-to", "tensorbord"), "did you mean tensorboard"),
         (("-t", "medley", "--max-steps", 3, "--set", "max_steps=4"), "contradicts --max-steps"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,13 +23,6 @@ if TYPE_CHECKING:
     from peft_smop.lab.local import Standing
     from peft_smop.lab.sweep import Job
     from peft_smop.lab.working import Store
-
-
-class Engine(StrEnum):
-    """Who runs the runs."""
-
-    local = "local"
-    ray = "ray"
 
 
 def sweep(
@@ -107,16 +99,9 @@ def sweep(
         bool,
         typer.Option("--dry-run", help="Say how many runs, and do none.", rich_help_panel=RUN),
     ] = False,
-    engine: Annotated[
-        Engine, typer.Option(help="local, or ray: peft-smop[ray].", rich_help_panel=RUN)
-    ] = Engine.local,
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Processes.", rich_help_panel=RUN)
     ] = 1,
-    address: Annotated[
-        str | None,
-        typer.Option(help="A Ray cluster's; one of this machine otherwise.", rich_help_panel=RUN),
-    ] = None,
     report_to: Annotated[
         str | None,
         typer.Option(
@@ -140,8 +125,6 @@ def sweep(
     """
     if source is None and small:
         raise ConfigError("--small is a specification's small form; name one, such as paper/table2")
-    if engine is Engine.local and address is not None:
-        raise ConfigError(f"--address {address} is a Ray cluster's; give --engine ray")
     for task in _split(tasks) or ():
         check_task(task)
     asked: dict[str, Any] = {
@@ -185,7 +168,7 @@ def sweep(
         return
     begun = time.monotonic()
     try:
-        failed = _run(wanted, store, engine, jobs, address, reports, console)
+        failed = _run(wanted, store, jobs, reports, console)
     except KeyboardInterrupt:
         console.print(f"stopped; {store.path} is kept: the same command goes on with it")
         raise typer.Exit(130) from None
@@ -205,17 +188,11 @@ def sweep(
 def _run(
     wanted: list[Job],
     store: Store,
-    engine: Engine,
     workers: int,
-    address: str | None,
     report_to: tuple[str, ...],
     console: Console,
 ) -> dict[str, str]:
     """Run what is not finished; why those failed that did."""
-    if engine is Engine.ray:
-        from peft_smop.lab.ray_engine import run_on_ray
-
-        return run_on_ray(wanted, store, address=address, report_to=report_to)
     from peft_smop.lab.local import run_locally
     from peft_smop.lab.working import State
 

@@ -142,9 +142,7 @@ def _refused(error: ValidationError, place: str) -> ConfigError:
     if problem["type"] == "missing":
         return ConfigError(f"{place}: no key {key!r}; expected it beside the others")
     said = problem["msg"].removeprefix("Value error, ")  # pydantic's, before a check of ours
-    return ConfigError(
-        f"{place}: {field}={shown(problem['input'])} cannot be: {shortened(said)}"
-    )
+    return ConfigError(f"{place}: {field}={shown(problem['input'])} cannot be: {shortened(said)}")
 
 
 def shortened(text: str) -> str:
