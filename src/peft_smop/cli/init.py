@@ -34,6 +34,8 @@ def init(
     """
     from peft_smop.tasks.looking import look, relative
 
+    if source.is_dir():
+        raise RunError(f"{source} is a directory; expected a file of examples")
     where = output or source.with_suffix(".yaml")
     if where.exists() and not overwrite:
         raise RunError(f"{where} is there already; use --overwrite, or another --output")

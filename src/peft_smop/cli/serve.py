@@ -60,7 +60,7 @@ def serve(
 ) -> None:
     """Serve adapters of one backbone over HTTP; rows of all requests share batches.
 
-    The environment's SMOP_TOKEN, where it is set, is asked of every request as a bearer token.
+    The environment's SMOP_TOKEN, where it is set, is asked of all under /v1 as a bearer token.
 
     Example: [bold]smop serve runs/tickets mood=runs/mood-s3/adapter[/bold]
     """

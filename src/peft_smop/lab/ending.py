@@ -165,7 +165,7 @@ def _save(prepared: Prepared, directory: Path, spec: RunSpec) -> None:
         prepared.task,
         located(spec.model),
         spec.training.max_length,
-        spec.training.precision,
+        spec.precision,
         virtual_tokens(spec.method),
     )
     with writing(directory):

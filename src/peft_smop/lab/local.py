@@ -110,10 +110,11 @@ def run_locally(
         work(jobs, store, sitting, console=console, report_to=report_to)
     else:
         _in_processes(jobs, store, sitting, workers, report_to, on_look)
+    reasons = {job.directory: store.failure(job, sitting) for job in jobs}
     return {
-        job.directory: store.failure(job, sitting) or "its process ended"
+        job.directory: reasons[job.directory] or "its process ended"
         for job in jobs
-        if not store.run(job).is_finished
+        if reasons[job.directory] is not None or not store.run(job).is_finished
     }
 
 

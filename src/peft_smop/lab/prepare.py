@@ -52,11 +52,8 @@ def prepare(spec: RunSpec) -> Prepared:
     populations = populations_of(spec, train)
     # heads and PEFT's own prompts start from torch's global generator
     set_seed(spec.seed)
-    dtype = spec.training.precision
-    if spec.method.name == "full" and dtype == "auto":
-        dtype = "fp32"  # bf16 weights would round most updates away
     backbone = load_backbone(
-        spec.model, labels=len(task.labels), dtype=dtype, dropout=spec.training.dropout
+        spec.model, labels=len(task.labels), dtype=spec.precision, dropout=spec.training.dropout
     )
     formulation = put(task, backbone, spec)
     formulation.populations = populations

@@ -39,6 +39,12 @@ class RunSpec(BaseModel):
         """The rate that was given, or the first of the method's by the recipe."""
         return self.training.learning_rate or method_of(self.method).rates(self.training.recipe)[0]
 
+    @property
+    def precision(self) -> str:
+        """Of the backbone; bf16 weights would round most updates of full fine-tuning away."""
+        asked = self.training.precision
+        return "fp32" if self.method.name == "full" and asked == "auto" else asked
+
     @classmethod
     def everywhere(cls) -> dict[str, str]:
         """Every option, and where it is set."""

@@ -108,10 +108,35 @@ def load_sweep(
         content |= _renamed(content["small"], f"{place}: small")
     content.pop("small", None)
     own = _renamed(dict(changes or {}), "options")
-    training = {**(content.get("training") or {}), **own.pop("training", {})}
+    given = own.pop("training", {})
+    for name, said in (("training", content.get("training")), ("options", given)):
+        if said is not None and not isinstance(said, Mapping):
+            raise ConfigError(f"{place}: {name}={shown(said)}; expected options of training")
+    training = {**(content.get("training") or {}), **given}
+    if "learning_rate" in own:
+        training.pop("learning_rate", None)
+    if "epochs" in given and "max_steps" not in given:
+        training.pop("max_steps", None)  # which would go before them
+    if "task" not in own and content.get("task") is not None:
+        content["task"] = _overridden(content["task"], own, given)
     # paths of the file are relative to it, those of the command line to where it is given
     whole = {**_rooted(content, base), **own, **({"training": training} if training else {})}
     return jobs_of(whole, place=place)
+
+
+def _overridden(tasks: Any, own: Mapping[str, Any], training: Mapping[str, Any]) -> Any:
+    """A file's tasks without what the command line says, which goes before what is theirs."""
+    if isinstance(tasks, list):
+        return [_overridden(task, own, training) for task in tasks]
+    if not isinstance(tasks, Mapping):
+        return tasks
+    left = {key: value for key, value in tasks.items() if key not in own}
+    if isinstance(left.get("training"), Mapping):
+        gone = {*training, *({"learning_rate"} & own.keys())}
+        # of two ways to say how long, the command's is meant
+        gone |= {"epochs", "max_steps"} if gone & {"epochs", "max_steps"} else set()
+        left["training"] = {k: v for k, v in left["training"].items() if k not in gone}
+    return left
 
 
 def preset_names() -> dict[str, str]:
@@ -223,20 +248,20 @@ def _renamed(content: Mapping[str, Any], place: str) -> dict[str, Any]:
 def _rooted(content: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """The content of a file, its paths as seen from where the command is given."""
 
-    def seen(value: Any, always: bool) -> Any:
+    def seen(value: Any, key: str) -> Any:
         if isinstance(value, list):
-            return [seen(one, always) for one in value]
+            return [seen(one, key) for one in value]
         if isinstance(value, Mapping):
-            return {k: seen(v, k == "data") if k in OF_THE_RUN else v for k, v in value.items()}
+            return {k: seen(v, k) if k in paths else v for k, v in value.items()}
         if not isinstance(value, str):
             return value
-        is_path = always or value.endswith((".yaml", ".yml")) or (base / value).exists()
-        return str(base / value) if is_path else value
+        is_path = key == "data" or value.endswith((".yaml", ".yml"))
+        if key == "model":  # a task's name is a name, whatever stands beside the file
+            is_path = is_path or (base / value).exists()
+        return str(base / Path(value).expanduser()) if is_path else value
 
-    return {
-        key: seen(value, key == "data") if key in ("task", "model", "data") else value
-        for key, value in content.items()
-    }
+    paths = ("task", "model", "data")
+    return {key: seen(value, key) if key in paths else value for key, value in content.items()}
 
 
 def _listed(value: Any, place: str, key: str) -> list[Any]:

@@ -98,9 +98,7 @@ def load_trained(
         }
     )
     if spec.method.name == "full":
-        whole = load_backbone(
-            str(adapter), labels=len(definition.labels), dtype=spec.training.precision
-        )
+        whole = load_backbone(str(adapter), labels=len(definition.labels), dtype=spec.precision)
         put_to = put(definition, whole, spec)
         directory.check_unaltered()
         return Trained(directory, spec, definition, whole.model.eval(), put_to)
@@ -108,7 +106,7 @@ def load_trained(
     backbone = load_backbone(
         spec.model,
         labels=len(definition.labels),
-        dtype=spec.training.precision,
+        dtype=spec.precision,
         task_type=TaskType(config.task_type).value if config.task_type else None,
     )
     adapted = load_adapter(backbone.model, adapter).eval()

@@ -77,7 +77,8 @@ class Store:
         """What the journal has of one sitting."""
         if not self.journal.is_file():
             return []
-        lines = read_lines(self.journal, "a journal of runs")
+        # a line that was torn, by a full disk or a crash, is nobody's
+        lines = read_lines(self.journal, "a journal of runs", whole=False)
         return [line for line in lines if line.get("sitting") == sitting]
 
     def failure(self, job: Job, sitting: str) -> str | None:
@@ -95,10 +96,10 @@ class Store:
             failed: the directories of those that failed.
         """
         directory = self.run(job)
+        if job.directory in failed:  # also a finished run that was refused: something was altered
+            return State.failed
         if directory.is_finished:
             return State.finished
-        if job.directory in failed:
-            return State.failed
         return State.running if (directory.path / ".lock").exists() else State.waiting
 
 
@@ -136,17 +137,15 @@ def _take(
 ) -> bool:
     """Do a job, unless another process does; whether there is nothing left to do of it."""
     directory = store.run(job)
-    if directory.failure.is_file() and store.failure(job, sitting) is not None:
+    if store.failure(job, sitting) is not None:
         return True
     begun = False
 
     def on_begin(resumed: bool) -> None:
         nonlocal begun
-        deaths = [
-            event
-            for event in store.events(sitting)
-            if event["run"] == job.directory and event["event"] == "started"
-        ]
+        own = [e["event"] for e in store.events(sitting) if e["run"] == job.directory]
+        ended = max((i for i, event in enumerate(own) if event != "started"), default=-1)
+        deaths = own[ended + 1 :]
         if len(deaths) >= MOST_DEATHS:
             raise RunError(
                 f"{directory.path} ended its process {len(deaths)} times, as too much memory would;"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -91,9 +92,14 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # one write, so that lines of several processes do not mix
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            os.write(handle, line(row).encode())
+            size = os.fstat(handle).st_size
+            # half a line that a full disk left behind must not spoil this one
+            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+            said = (b"\n" if torn else b"") + line(row).encode()
+            if os.write(handle, said) < len(said):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(handle)
 
@@ -140,17 +146,27 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     return _object(read_text(path, what), f"{path}", what)
 
 
-def read_lines(path: Path, what: str) -> list[dict[str, Any]]:
+def read_lines(path: Path, what: str, *, whole: bool = True) -> list[dict[str, Any]]:
     """Read one JSON object a line.
+
+    Args:
+        path: the file.
+        what: what it should be, for people.
+        whole: whether every line must be one; else those that are none are passed over.
 
     Raises:
         CheckpointError: a line is none.
     """
-    text = read_text(path, what)
-    return [
-        _object(row, f"{path}, line {number}", what)
-        for number, row in enumerate(text.splitlines(), start=1)
-    ]
+    found = []
+    # not `splitlines`, which also ends a line where a text has a separator of its own
+    for number, row in enumerate(read_text(path, what).split("\n"), start=1):
+        try:
+            if row.strip():
+                found.append(_object(row, f"{path}, line {number}", what))
+        except CheckpointError:
+            if whole:
+                raise
+    return found
 
 
 def _object(text: str, place: str, what: str) -> dict[str, Any]:

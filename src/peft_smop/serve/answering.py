@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -16,6 +17,9 @@ from peft_smop.serve.schema import GenerateRequest
 from peft_smop.serve.schema import Input as InputOfRequest
 
 T = TypeVar("T")
+COLDEST = 0.01
+WRITTEN_AT_ONCE = 8
+"""Inputs that are continued in one pass, which cannot be stopped once it has begun."""
 Named = tuple[str | None, Input]
 
 
@@ -116,14 +120,27 @@ async def write(
     if any(len(str(said)) > limits.characters for _, said in inputs):
         raise ConfigError(f"an input has more than {limits.characters} characters")
     names = [known(batcher, adapter) for adapter, _ in inputs]
-    drawn = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    # as good as greedy below that, where a softmax would run out of numbers
+    draws = temperature >= COLDEST
+    drawn = {"do_sample": True, "temperature": temperature} if draws else {"do_sample": False}
 
-    def work() -> list[str]:
+    def work(first: int) -> list[str]:
+        own = slice(first, first + WRITTEN_AT_ONCE)
         return batcher.predictor.generate(
-            [said for _, said in inputs], adapters=names, raw=raw, max_new_tokens=tokens, **drawn
+            [said for _, said in inputs[own]],
+            adapters=names[own],
+            raw=raw,
+            max_new_tokens=tokens,
+            **drawn,
         )
 
-    return await while_wanted(request, batcher.between(work), seconds_of(batcher, timeout_ms))
+    async def written() -> list[str]:
+        texts: list[str] = []
+        for first in range(0, len(inputs), WRITTEN_AT_ONCE):  # others' batches come in between
+            texts += await batcher.between(partial(work, first))
+        return texts
+
+    return await while_wanted(request, written(), seconds_of(batcher, timeout_ms))
 
 
 def known(batcher: Batcher, adapter: str | None) -> str:

@@ -19,6 +19,8 @@ from peft_smop.serve.options import ServeOptions
 from peft_smop.tasks import Example
 
 T = TypeVar("T")
+MOST_TASKS = 64
+"""What may wait between batches: texts to be written, adapters to be loaded."""
 
 
 class Busy(Exception):
@@ -125,11 +127,15 @@ class Batcher:
         return made
 
     async def between(self, work: Callable[[], T]) -> T:
-        """Do something with the predictor between two batches."""
+        """Do something with the predictor between two batches.
+
+        Raises:
+            Busy: too many wait already.
+        """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         with self._changed:
-            if self._stopping:
-                raise Busy(1.0)
+            if self._stopping or len(self._tasks) >= MOST_TASKS:
+                raise Busy(max(1.0, float(len(self._tasks))))
             self._tasks.append((work, future))
             self._changed.notify()
         return await future

@@ -62,9 +62,10 @@ class Doors:
             await _refuse(send, 413, f"the body has more than {limit} bytes")
             return
         body = bytearray()
+        end = time.monotonic() + self.options.body_s
         while True:
             try:
-                message = await asyncio.wait_for(receive(), self.options.body_s)
+                message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
             except TimeoutError:
                 await _refuse(send, 408, f"the body took more than {self.options.body_s:g} s")
                 return

@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 from fastapi import FastAPI, Request
+from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 
 from peft_smop.errors import ConfigError
@@ -75,9 +76,12 @@ def _chat(batcher: Batcher, asked: ChatRequest) -> str:
     messages = [message.model_dump() for message in asked.messages]
     tokenizer = batcher.predictor.tokenizer
     if getattr(tokenizer, "chat_template", None):
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
+        try:
+            return str(
+                tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            )
+        except TemplateError as error:  # such as of a role that the backbone does not know
+            raise ConfigError(f"messages: the backbone's template refuses them: {error}") from error
     return "\n".join(message["content"] for message in messages)
 
 

@@ -41,7 +41,7 @@ class GenerateRequest(PredictRequest):
 class LoadRequest(_Strict):
     """An adapter to load from the server's directory of adapters."""
 
-    name: Name
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^/]+$")]
     source: Name | None = Field(default=None, description="its directory there; the name's")
 
 

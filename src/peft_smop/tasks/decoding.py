@@ -25,12 +25,12 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DataError: where there is no such file, or it cannot be read.
     """
-    if not path.exists():
-        raise DataError.at(path, None, "the file is missing", expected="a file here")
-    if path.is_dir():
-        raise DataError.at(path, None, "is a directory", expected="a file")
     try:
+        if path.is_dir():
+            raise DataError.at(path, None, "is a directory", expected="a file")
         return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError.at(path, None, "the file is missing", expected="a file here") from error
     except OSError as error:
         reason = error.strerror or "unknown reason"
         raise DataError.at(path, None, f"cannot be read: {reason.lower()}") from error

@@ -14,7 +14,7 @@ from peft_smop.scoring import MAX_PADDING
 
 def _checked_rate(rate: Rate) -> Rate:
     if isinstance(rate, str):
-        if not re.fullmatch(r"\d+(\.\d+)?x", rate) or not float(rate[:-1]) > 0:
+        if not re.fullmatch(r"\d+(\.\d+)?x", rate) or not 0 < float(rate[:-1]) < 1e6:
             raise ValueError("expected a number above 0, or of embeddings' spreads such as 0.4x")
     elif not rate > 0:
         raise ValueError("expected a number above 0")

@@ -156,8 +156,11 @@ def _joint(trainings: Sequence[Training]) -> nn.Module:
     for training in trainings:
         share_backbone(first, training.model)
     checkpointing = {training.options.gradient_checkpointing for training in trainings}
-    if len(checkpointing) > 1:
-        raise ConfigError("packed runs share a pass: gradient_checkpointing must be the same")
+    for option in ("gradient_checkpointing", "dropout", "keep_texts"):
+        if len({getattr(training.options, option) for training in trainings}) > 1:
+            raise ConfigError(f"packed runs share a pass: {option} must be the same")
+    if any(training.options.keep_texts for training in trainings):
+        raise ConfigError("keep_texts is for runs that are trained alone; leave it out, or --pack")
     tensors = [*first.parameters(), *first.buffers()]
     joint = copy.deepcopy(first, {id(tensor): tensor for tensor in tensors})
     for place, training in enumerate(trainings):
