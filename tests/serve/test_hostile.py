@@ -90,6 +90,7 @@ HOSTILE = [
     ("POST", A, {"name": "x", "source": "empty"}, 400),
     ("POST", A, {"name": "x", "source": "pickled"}, 400),
     ("POST", A, {"name": "mood"}, 409),
+    ("POST", A, {"name": "team/mood", "source": "mood"}, 422),
     ("DELETE", A + "/mood", None, 409),
     ("DELETE", A + "/nobody", None, 404),
     ("DELETE", A + "/%2e%2e%2fmood", None, 404),
@@ -152,3 +153,28 @@ def test_a_body_that_does_not_come_is_given_up_and_delays_nobody(served):
     slow, quick = asyncio.run(slow_and_quick())
     assert slow.startswith(b"HTTP/1.1 408")
     assert [status for status, _, _ in quick] == [200] * 3
+
+
+def test_a_body_that_comes_in_drops_has_no_more_time_than_another(served):
+    async def dripping():
+        reader, writer = await asyncio.open_connection(*served[0])
+        writer.write(b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{")
+        answered = asyncio.ensure_future(reader.read())
+        for _ in range(40):
+            if answered.done():
+                break
+            with suppress(ConnectionError):
+                writer.write(b" ")
+                await writer.drain()
+            await asyncio.sleep(0.3)  # each in time, had each a limit of its own
+        writer.close()
+        return await asyncio.wait_for(answered, 5)
+
+    assert asyncio.run(dripping()).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 0.001, 1.0])
+def test_any_temperature_writes_something(served, temperature):
+    body = {"text": TEXTS[0], "temperature": temperature, "max_new_tokens": 2}
+    status, _, content = one(served[0], "POST", "/v1/generate", body)
+    assert status == 200, content
