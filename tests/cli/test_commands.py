@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 
 import pytest
 
@@ -74,3 +75,13 @@ def test_tasks_lists_them_all_and_shows_one(smop):
         assert name in out
     code, out, _ = smop("tasks", "cb")
     assert "cb hypothesis: {hypothesis} . premise: {premise}" in out
+
+
+def test_an_address_that_is_taken_is_one_sentence_before_anything_loads(smop, tmp_path):
+    pytest.importorskip("fastapi")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = smop("serve", tmp_path, "--port", port)
+    assert code == 2
+    assert f"127.0.0.1:{port} cannot be listened at" in err
+    assert "--port" in err

@@ -125,6 +125,16 @@ def test_one_that_does_not_load_leaves_the_others_as_they_were(adapters, tmp_pat
     assert predictor.predict(TEXTS, adapters="a") == before
 
 
+def test_adapters_of_different_precision_do_not_share_a_backbone_in_silence(adapters, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(adapters["one"], other)
+    said = json.loads((other / "predictor.json").read_text())
+    (other / "predictor.json").write_text(json.dumps({**said, "precision": "bf16"}))
+    with pytest.raises(ConfigError, match="trained on a backbone in torch"):
+        Predictor.load({"a": adapters["mood"], "b": other})
+    assert Predictor.load(other).predict([TEXTS[0]])[0].label  # alone it answers in its own
+
+
 def test_it_writes_as_the_model_does(adapters):
     together = Predictor.load(adapters)
     rows = [("mood", TEXTS[0]), ("wide.1", TEXTS[1]), ("one", TEXTS[2])]

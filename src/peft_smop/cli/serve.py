@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 from peft_smop.cli.named import check_path
 from peft_smop.cli.options import BackboneOfTrained, TaskOfAdapter
 from peft_smop.cli.terminal import Console
-from peft_smop.errors import ConfigError
+from peft_smop.errors import ConfigError, RunError
 
 LIMITS = "Limits"
 TOKEN = "SMOP_TOKEN"
@@ -67,6 +68,7 @@ def serve(
     named = _named(sources)
     for path in named.values():
         check_path(path)
+    _check_address(host, port)
     if adapters is not None and not adapters.is_dir():
         raise ConfigError(f"--adapters {adapters} is not a directory")
     try:
@@ -97,6 +99,26 @@ def serve(
         markup=False,
     )
     serve_until_stopped(predictor, options, host=host, port=port)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse, before anything is loaded, an address that cannot be listened at.
+
+    Raises:
+        RunError: it is taken, forbidden or unknown.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise RunError(
+            f"{host}:{port} cannot be listened at: {error.strerror or error}; give another --host"
+            " or --port"
+        ) from error
 
 
 def _named(sources: list[str]) -> dict[str, Path]:

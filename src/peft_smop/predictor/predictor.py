@@ -21,6 +21,7 @@ from peft_smop.methods import (
     load_backbone,
     load_rows_adapter,
     load_tokenizer,
+    precision,
     read_config,
 )
 from peft_smop.predictor.answer import Answer
@@ -323,6 +324,13 @@ class Predictor:
             raise ConfigError(
                 f"{path} was trained on {beside.backbone}, the others on {self._location}; adapters"
                 " of one predictor share a backbone"
+            )
+        own = self._backbone.model
+        wanted = precision(beside.precision, own.device, own.num_parameters())
+        if wanted != own.dtype:
+            raise ConfigError(
+                f"{path} was trained on a backbone in {wanted}, the others on one in {own.dtype};"
+                " adapters of one predictor share a backbone"
             )
         key = next(self._keys)
         model: Any = self._model
