@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -44,8 +46,34 @@ def script(monkeypatch, capsys):
     transformers.set_seed(0)
 
 
+PROCESSES = {
+    "commands": (["--repeats", "1"], "--help"),
+    "serving": (
+        ["--adapters", "2", "--clients", "2", "--requests", "8", "--texts", "2"],
+        "| shared batches | 8 | 0 | 0 |",
+    ),
+}
+"""Scripts that time whole processes, and print what they find."""
+
+
 def test_every_script_is_run_here():
-    assert set(SCRIPTS) == {path.stem for path in FOLDER.glob("*.py")} - {"bench"}
+    scripts = {path.stem for path in FOLDER.glob("*.py")} - {"bench"}
+    assert SCRIPTS.keys() | PROCESSES.keys() == scripts
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_script_that_times_processes_prints_its_table(name):
+    if name == "serving":
+        pytest.importorskip("fastapi")
+    arguments, words = PROCESSES[name]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
