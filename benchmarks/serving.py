@@ -104,7 +104,7 @@ def start(adapters: dict[str, Path], *, own_batches: bool = False) -> tuple[subp
 
 def be_server(port: int, batches: str, sources: list[str]) -> None:
     """What a server's process does."""
-    from peft_smop.serve import Batcher, ServeOptions, app, serve
+    from peft_smop.serve import Batcher, ServeOptions, serve
 
     class OwnBatches(Batcher):
         """Batches of one adapter each, as servers with one active adapter have them."""
@@ -118,10 +118,14 @@ def be_server(port: int, batches: str, sources: list[str]) -> None:
                 )
             return own
 
-    if batches == "own":
-        app.Batcher = OwnBatches  # type: ignore[misc]
     named = dict(source.split("=", 1) for source in sources)
-    serve(Predictor.load(named), ServeOptions(), host="127.0.0.1", port=port)
+    serve(
+        Predictor.load(named),
+        ServeOptions(),
+        host="127.0.0.1",
+        port=port,
+        batcher=OwnBatches if batches == "own" else Batcher,
+    )
 
 
 async def client(port_of: dict[str, int], jobs: deque, expected: dict, found: Answered) -> None:

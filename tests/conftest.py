@@ -1,26 +1,23 @@
-"""Shapes in signatures are enforced while the tests run."""
+"""What all tests share: the environment, a small task, small models of each kind."""
 
 import json
 import os
 import warnings
 from pathlib import Path
 
-from jaxtyping import install_import_hook
+import pytest
+import torch
+import yaml
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-install_import_hook(
-    ["peft_smop.tuner", "peft_smop.rows", "peft_smop.bottleneck.layer"], "beartype.beartype"
-)
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import yaml  # noqa: E402
-
-import tiny  # noqa: E402
-from saved import save  # noqa: E402
+import offline
+import tiny
+from saved import save
 
 torch.set_num_threads(1)  # tiny models lose much more to waiting threads than they gain
+
+
+def pytest_report_header():
+    return f"environment: {offline.SETTINGS}"
 
 
 @pytest.fixture(autouse=True)

@@ -114,7 +114,7 @@ def test_why_a_run_stopped_is_written_down_until_it_is_gone_on_with(
         def no_memory(*args, **kwargs):
             raise MemoryError
 
-        patched.setattr(ending, "test_once", no_memory)
+        patched.setattr(ending, "score_once", no_memory)
         with pytest.raises(RunError, match="ran out of memory: no memory is left"):
             run(spec(small_medley), tmp_path / "run")
     assert "ran out of memory" in (tmp_path / "run" / "failure.json").read_text()

@@ -174,7 +174,7 @@ def test_a_run_interrupted_in_its_test_is_resumed_without_another_step(
     wanted = spec(small_medley, "smop", eval_steps=1)
     whole = run(wanted, tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(module, "test_once", lambda *args, **kwargs: 1 / 0)
+        patched.setattr(module, "score_once", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(wanted, tmp_path / "killed")
     resumed = run(wanted, tmp_path / "killed", resume=True)

@@ -59,7 +59,7 @@ def finish(
             f"{fitted.truncated} of {len(prepared.train)} training inputs are longer than"
             f" {prepared.formulation.max_length} tokens and were cut"
         )
-    evaluation = test_once(prepared, revives=spec.training.revive_dead_prompts)
+    evaluation = score_once(prepared, revives=spec.training.revive_dead_prompts)
     if spec.method.routing == "released":
         evaluation = replace(evaluation, alarms=(*evaluation.alarms, NEIGHBOURS))
     truncated = prepared.formulation.truncated
@@ -116,7 +116,7 @@ def finish(
     return result
 
 
-def test_once(prepared: Prepared, *, revives: bool) -> Evaluation:
+def score_once(prepared: Prepared, *, revives: bool) -> Evaluation:
     """Score the test examples with the state that validation chose."""
     prepared.formulation.truncated = 0
     return evaluate(
@@ -126,9 +126,6 @@ def test_once(prepared: Prepared, *, revives: bool) -> Evaluation:
         majority_label=majority_label([example.label for example in prepared.train]),
         revives=revives,
     )
-
-
-test_once.__test__ = False  # type: ignore[attr-defined]  # no test of pytest's
 
 
 def _worth(begun: Begun, console: Console) -> RoutingWorth | None:

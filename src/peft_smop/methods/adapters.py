@@ -154,10 +154,8 @@ def check_adapter(directory: Path, *, width: int) -> None:
         raise CheckpointError(f"{path} does not exist; the adapter was saved without its weights")
     try:
         with safe_open(path, framework="pt") as tensors:
-            shapes = {
-                newest_key(key): tensors.get_slice(key).get_shape()
-                for key in tensors.keys()  # noqa: SIM118
-            }
+            names = tensors.keys()
+            shapes = {newest_key(key): tensors.get_slice(key).get_shape() for key in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged or cut short ({error}); expected the safetensors file that was"

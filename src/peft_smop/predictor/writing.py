@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from peft_smop.errors import ConfigError, RunError
+from peft_smop.results import draft
 
 ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet")
 
@@ -35,27 +34,6 @@ def check_output(output: Path, *read: Path) -> None:
     for path in read:
         if output.exists() and path.exists() and output.samefile(path):
             raise RunError(f"{output} is what is read; write to another file")
-
-
-@contextmanager
-def draft(output: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file that takes its place when it is whole, and leaves no trace where it is not.
-
-    Raises:
-        RunError: the place cannot be written to.
-    """
-    path = output.with_name(f".{output.name}.{os.getpid()}")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    try:
-        with path.open(mode, **text) as file:  # type: ignore[call-overload]
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        path.replace(output)
-    except OSError as error:
-        raise RunError(f"{output} cannot be written: {error.strerror}") from error
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def write_rows(output: Path, rows: Iterable[Mapping[str, Any]]) -> None:

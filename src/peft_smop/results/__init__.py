@@ -2,6 +2,7 @@
 
 from peft_smop.results.files import (
     append_line,
+    draft,
     read_lines,
     read_object,
     read_text,
@@ -35,6 +36,7 @@ __all__ = [
     "TestScore",
     "TrainingTold",
     "append_line",
+    "draft",
     "locked",
     "read_lines",
     "read_object",

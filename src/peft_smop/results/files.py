@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -41,26 +41,46 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(f"{path} cannot be written: {reason}") from error
 
 
+@contextmanager
+def draft(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that takes its place when it is whole, and leaves no trace where it is not.
+
+    Args:
+        path: its place, in a directory that exists.
+        mode: of writing, "w" for UTF-8 with line ends as they are given, or "wb".
+
+    Raises:
+        RunError: the place cannot be written to.
+    """
+    binary = "b" in mode
+    made = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{DRAFT}")
+    try:
+        with made.open(
+            mode, encoding=None if binary else "utf-8", newline=None if binary else ""
+        ) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        # not by `writing`: what fails here may be whatever makes the rows
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            made.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that no reader, and no crash, ever sees half of it.
 
     Raises:
         RunError: the place cannot be written to.
     """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{DRAFT}")
     with writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-            sync(path.parent)
-        except OSError:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with draft(path) as file:
+        file.write(text)
 
 
 def sync(directory: Path) -> None:

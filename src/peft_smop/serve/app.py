@@ -32,10 +32,10 @@ CLIENT_LEFT = 499
 class Server:
     """What the routes share."""
 
-    def __init__(self, predictor: Predictor, options: ServeOptions) -> None:
+    def __init__(self, predictor: Predictor, options: ServeOptions, batcher: type[Batcher]) -> None:
         self.options = options
         self.metrics = Metrics()
-        self.batcher = Batcher(predictor, options, self.metrics.batch)
+        self.batcher = batcher(predictor, options, self.metrics.batch)
         self.routed: dict[str, Counter[int]] = {}
         """How often each prompt of an adapter answered."""
         self.is_ready = False
@@ -83,14 +83,19 @@ class Server:
         return place
 
 
-def build_app(predictor: Predictor, options: ServeOptions | None = None) -> FastAPI:
+def build_app(
+    predictor: Predictor,
+    options: ServeOptions | None = None,
+    batcher: type[Batcher] = Batcher,
+) -> FastAPI:
     """The app that answers with a predictor's adapters.
 
     Args:
         predictor: with its adapters; it belongs to the app from now on.
         options: the limits.
+        batcher: what makes the batches that requests share.
     """
-    server = Server(predictor, options or ServeOptions())
+    server = Server(predictor, options or ServeOptions(), batcher)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -6,10 +6,18 @@ import uvicorn
 
 from peft_smop.predictor import Predictor
 from peft_smop.serve.app import build_app
+from peft_smop.serve.batching import Batcher
 from peft_smop.serve.options import ServeOptions
 
 
-def serve(predictor: Predictor, options: ServeOptions, *, host: str, port: int) -> None:
+def serve(
+    predictor: Predictor,
+    options: ServeOptions,
+    *,
+    host: str,
+    port: int,
+    batcher: type[Batcher] = Batcher,
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
@@ -17,9 +25,10 @@ def serve(predictor: Predictor, options: ServeOptions, *, host: str, port: int) 
         options: the limits.
         host: the address to listen at.
         port: and its port.
+        batcher: what makes the batches that requests share.
     """
     config = uvicorn.Config(
-        build_app(predictor, options),
+        build_app(predictor, options, batcher),
         host=host,
         port=port,
         log_level="warning",
