@@ -13,7 +13,7 @@ from peft import PeftModel, TaskType
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from peft_smop.errors import CheckpointError, ConfigError, unknown
+from peft_smop.errors import ConfigError, unknown
 from peft_smop.methods import (
     LoadedBackbone,
     can_share,
@@ -25,14 +25,13 @@ from peft_smop.methods import (
     read_config,
 )
 from peft_smop.predictor.answer import Answer
-from peft_smop.predictor.beside import NAME, Beside, is_control, located
-from peft_smop.results import RunDirectory
+from peft_smop.predictor.beside import Beside
+from peft_smop.predictor.finding import Source, find, named_by_directory
 from peft_smop.scoring import Asked, Formulation, formulate, predict_rows
-from peft_smop.tasks import CATALOGUE, Example, Row, Task, define_task, to_input
+from peft_smop.tasks import Example, Row, Task, to_input
 
 Input: TypeAlias = str | Mapping[str, object]
 """A text, or the fields of the task's template by name."""
-Source: TypeAlias = str | Path
 _MODEL_CONFIG = "config.json"
 
 
@@ -92,10 +91,10 @@ class Predictor:
         """
         if isinstance(sources, str | Path):
             sources = [sources]
-        named = sources if isinstance(sources, Mapping) else _named(sources)
+        named = sources if isinstance(sources, Mapping) else named_by_directory(sources)
         if not named:
             raise ConfigError("no adapter was named; give a run's directory or an adapter's")
-        found = {name: _find(Path(source), model, task) for name, source in named.items()}
+        found = {name: find(Path(source), model, task) for name, source in named.items()}
         _, first = next(iter(found.values()))
         adapter, _ = next(iter(found.values()))
         whole = (adapter / _MODEL_CONFIG).is_file()  # after full fine-tuning
@@ -162,7 +161,7 @@ class Predictor:
             raise ConfigError(
                 f"{only!r} is of a kind that does not share a backbone; load {name!r} by itself"
             )
-        path, beside = _find(Path(source), None, task)
+        path, beside = find(Path(source), None, task)
         return self._add(name, path, beside)
 
     def remove(self, name: str) -> None:
@@ -379,65 +378,3 @@ class Predictor:
 
     def _names(self) -> str:
         return ", ".join(sorted(self._loaded))
-
-
-def _named(sources: Iterable[Source]) -> dict[str, Source]:
-    """Sources by the names of their directories; an adapter within a run by the run's."""
-    named: dict[str, Source] = {}
-    for source in sources:
-        path = Path(source).resolve()
-        name = path.parent.name if path.name == "adapter" else path.name
-        if name in named:
-            raise ConfigError(
-                f"{named[name]} and {source} are both called {name}; give them names:"
-                " NAME=DIRECTORY"
-            )
-        named[name] = source
-    return named
-
-
-def _find(path: Path, model: str | None, task: str | Path | None) -> tuple[Path, Beside]:
-    """An adapter's directory, and what is known of it.
-
-    Raises:
-        CheckpointError: there is no finished adapter.
-        ConfigError: its task is not known.
-    """
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is not a directory; expected a run's or a saved adapter's")
-    is_run = (path / "spec.yaml").is_file()
-    adapter = path / "adapter" if is_run else path
-    run = path if is_run else path.parent if path.name == "adapter" else None
-    if is_run and not ((path / "result.json").is_file() and adapter.is_dir()):
-        raise CheckpointError(
-            f"the run in {path} is not finished; go on with it by smop train --resume"
-        )
-    if run is not None and (run / "result.json").is_file():
-        RunDirectory(run).check_unaltered()
-    beside = Beside.read(adapter, run=run)
-    if run is not None and is_control(run):
-        raise ConfigError(
-            f"{path}: method 'told' is a control, scored where it is trained; its score is in"
-            f" {run / 'result.json'}"
-        )
-    if beside is None:
-        config = read_config(adapter)
-        if task is None:
-            raise ConfigError(
-                f"{path} is an adapter without its task ({NAME}); give --task with a task's YAML,"
-                f" or one of {', '.join(CATALOGUE)}"
-            )
-        beside = Beside(
-            define_task(task),
-            located(config.base_model_name_or_path or ""),
-            prompt_length=getattr(config, "num_virtual_tokens", 0),
-        )
-    elif task is not None and define_task(task) != beside.task:
-        raise ConfigError(
-            f"--task {task} is not the task of {path}, {beside.task.name}; leave --task out"
-        )
-    if model is not None:
-        beside = Beside(
-            beside.task, located(model), beside.max_length, beside.precision, beside.prompt_length
-        )
-    return adapter, beside
