@@ -14,14 +14,17 @@ from rich.text import Text
 from peft_smop.cli.definitions import GFLOPS, MEMORY, SECONDS, TRAINED
 from peft_smop.cli.named import names_in
 from peft_smop.cli.options import (
-    DATA,
     METHOD,
     RUN,
     TRAINING,
     Data,
+    EvalSteps,
+    MaxSteps,
     Model,
     Preset,
     RecipeOption,
+    SetForAll,
+    TaskOption,
     TrainExamples,
 )
 from peft_smop.cli.show import or_dash, typed_options
@@ -51,15 +54,7 @@ DEFINITIONS = (
 
 
 def compare(
-    task: Annotated[
-        str,
-        typer.Option(
-            "--task",
-            "-t",
-            help="A task of `smop tasks`, or your own task's YAML.",
-            rich_help_panel=DATA,
-        ),
-    ],
+    task: TaskOption,
     methods: Annotated[
         str,
         typer.Option(
@@ -105,24 +100,9 @@ def compare(
         typer.Option(help="Most passes over the training examples.", rich_help_panel=TRAINING),
     ] = 50,
     recipe: RecipeOption = None,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Most steps; overrides --epochs.", rich_help_panel=TRAINING)
-    ] = None,
-    eval_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps between evaluations; once an epoch by default.", rich_help_panel=TRAINING
-        ),
-    ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any other training option, for all.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
+    max_steps: MaxSteps = None,
+    eval_steps: EvalSteps = None,
+    options: SetForAll = None,
     output: Annotated[
         Path | None,
         typer.Option(

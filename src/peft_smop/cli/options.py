@@ -60,3 +60,30 @@ RecipeOption: TypeAlias = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+TaskOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        "-t",
+        help="A task of `smop tasks`, or your own task's YAML.",
+        rich_help_panel=DATA,
+    ),
+]
+MaxSteps: TypeAlias = Annotated[
+    int | None, typer.Option(help="Most steps; overrides --epochs.", rich_help_panel=TRAINING)
+]
+EvalSteps: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        help="Steps between evaluations; once an epoch by default.", rich_help_panel=TRAINING
+    ),
+]
+SetForAll: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other training option, for all.",
+        rich_help_panel=TRAINING,
+    ),
+]

@@ -12,7 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from peft_smop.cli.named import names_in
-from peft_smop.cli.options import DATA, METHOD, RUN, TRAINING
+from peft_smop.cli.options import (
+    DATA,
+    METHOD,
+    RUN,
+    TRAINING,
+    Data,
+    EvalSteps,
+    MaxSteps,
+    RecipeOption,
+    SetForAll,
+    TrainExamples,
+)
 from peft_smop.cli.show import plain_table, typed_options
 from peft_smop.cli.terminal import Console
 from peft_smop.errors import ConfigError
@@ -36,12 +47,8 @@ def sweep(
             "--tasks", "--task", "-t", help="Tasks, commas between them.", rich_help_panel=DATA
         ),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Directory of the tasks' files.", rich_help_panel=DATA)
-    ] = None,
-    train_examples: Annotated[
-        int | None, typer.Option(help="Use only so many training examples.", rich_help_panel=DATA)
-    ] = None,
+    data: Data = None,
+    train_examples: TrainExamples = None,
     models: Annotated[
         str | None,
         typer.Option("--models", "--model", "-m", help="Backbones.", rich_help_panel=METHOD),
@@ -71,21 +78,10 @@ def sweep(
             rich_help_panel=TRAINING,
         ),
     ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Most steps of each run.", rich_help_panel=TRAINING)
-    ] = None,
-    eval_steps: Annotated[
-        int | None, typer.Option(help="Steps between evaluations.", rich_help_panel=TRAINING)
-    ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any other training option, for all.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
+    recipe: RecipeOption = None,
+    max_steps: MaxSteps = None,
+    eval_steps: EvalSteps = None,
+    options: SetForAll = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Runs of each.", rich_help_panel=RUN)
     ] = None,
@@ -139,7 +135,7 @@ def sweep(
         "train_examples": train_examples,
     }
     changes = {key: value for key, value in asked.items() if value is not None}
-    training = {"max_steps": max_steps, "eval_steps": eval_steps}
+    training = {"recipe": recipe, "max_steps": max_steps, "eval_steps": eval_steps}
     training = {key: value for key, value in training.items() if value is not None}
     for key, value in typed_options(options or []).items():
         if training.get(key, value) != value:

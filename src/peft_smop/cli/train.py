@@ -9,14 +9,16 @@ import typer
 
 from peft_smop.cli.named import default_name
 from peft_smop.cli.options import (
-    DATA,
     METHOD,
     RUN,
     TRAINING,
     Data,
+    EvalSteps,
+    MaxSteps,
     Model,
     Preset,
     RecipeOption,
+    TaskOption,
     TrainExamples,
 )
 from peft_smop.cli.show import print_result, print_split, typed_options
@@ -27,15 +29,7 @@ from peft_smop.tasks import check_task
 
 
 def train(
-    task: Annotated[
-        str,
-        typer.Option(
-            "--task",
-            "-t",
-            help="A task of `smop tasks`, or your own task's YAML.",
-            rich_help_panel=DATA,
-        ),
-    ],
+    task: TaskOption,
     data: Data = None,
     preset: Preset = None,
     train_examples: TrainExamples = None,
@@ -99,9 +93,7 @@ def train(
         float | None,
         typer.Option(help="Most passes over the training examples; 50.", rich_help_panel=TRAINING),
     ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Most steps; overrides --epochs.", rich_help_panel=TRAINING)
-    ] = None,
+    max_steps: MaxSteps = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Examples in a step; 32.", rich_help_panel=TRAINING)
     ] = None,
@@ -145,12 +137,7 @@ def train(
             help="Stop after so many evaluations without improvement; 10.", rich_help_panel=TRAINING
         ),
     ] = None,
-    eval_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps between evaluations; once an epoch by default.", rich_help_panel=TRAINING
-        ),
-    ] = None,
+    eval_steps: EvalSteps = None,
     max_length: Annotated[
         int | None, typer.Option(help="Longest input in tokens; 512.", rich_help_panel=TRAINING)
     ] = None,
