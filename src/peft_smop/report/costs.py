@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from peft_smop.costs import Cost
+from peft_smop.names import listed
+from peft_smop.report.paper import MEMORY, OPERATIONS, SECONDS, TRAINED, figures, key_of
 
-PAPER_COSTS = Path(__file__).with_name("paper_costs.csv")
-"""The paper's figures: the trained parameters of its Table 1, and its Tables 9 to 11, whose
-averages are the other costs in Table 1. No figure of ours stands there."""
+COST_TABLES = ("1", "9", "10", "11")
+"""The averages of the last three are the other costs in Table 1."""
+PAPER_COSTS = {TRAINED: "trained", SECONDS: "seconds", MEMORY: "memory", OPERATIONS: "inference"}
+"""What the paper's figures are called in `CostRatios.paper`."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,17 @@ def _figures(cost: Cost) -> dict[str, float]:
 
 
 def _paper(method: str, model: str, tasks: Sequence[str]) -> dict[str, float]:
-    with PAPER_COSTS.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    mine = [r for r in rows if (r["method"], r["model"]) == (method, Path(model).name)]
-    return {
-        row["cost"]: mean(float(row[task]) for task in tasks)
-        for row in mine
-        if all(task in row for task in tasks)
-    }
+    if method not in listed():
+        return {}
+    key, name = key_of(listed()[method].method), Path(model).name
+    own = [f for f in figures() if (f.key, f.model) == (key, name) and f.table in COST_TABLES]
+    if not {figure.task for figure in own}.issuperset(tasks):
+        return {}
+    found: dict[str, list[float]] = {}
+    for figure in own:
+        if figure.task in ("", *tasks):  # what is trained belongs to no task
+            found.setdefault(PAPER_COSTS[figure.metric], []).append(figure.mean)
+    return {cost: mean(values) for cost, values in found.items()}
 
 
 def _divided(above: Mapping[str, float], below: Mapping[str, float]) -> dict[str, float]:
