@@ -14,7 +14,6 @@ from peft_smop.lab import PromptScale, RunSpec, Signs, diagnose, run, signs_of
 from peft_smop.tasks import load_task
 
 GOOD = Signs(
-    method="smop",
     learning_rate=0.5,
     spread=1.3,
     steps=240,
@@ -27,7 +26,6 @@ GOOD = Signs(
     test_low=60.0,
     majority=20.0,
     answers={"yes": 0.5, "no": 0.5},
-    expected={"yes": 0.5, "no": 0.5},
     cut=0.0,
     max_length=512,
     scale=PromptScale(at_start=1.0, at_end=2.0, moved=1.8),

@@ -38,7 +38,6 @@ class PromptScale:
 class Signs:
     """Of one run; losses are means over answers' tokens, in nats, of the same training examples."""
 
-    method: str
     learning_rate: float
     spread: float
     """The standard deviation of the backbone's embeddings."""
@@ -58,8 +57,6 @@ class Signs:
     """Score of always the commonest label."""
     answers: dict[str, float]
     """Share of the test examples that were given a label, commonest first."""
-    expected: dict[str, float]
-    """Share of the test examples that have it."""
     cut: float
     """Share of the training inputs that were longer than `max_length`."""
     max_length: int
@@ -110,9 +107,7 @@ def signs_of(path: Path) -> Signs:
             moved=float((after - before).square().mean().sqrt()) / spread,
         )
     steps = result.training.steps
-    answers, expected = _labels(directory.read_predictions())
     return Signs(
-        method=spec.method.name,
         learning_rate=result.training.learning_rate,
         spread=spread,
         steps=steps,
@@ -124,8 +119,7 @@ def signs_of(path: Path) -> Signs:
         loss_dropping=loss_dropping,
         test_low=test.low,
         majority=test.majority,
-        answers=answers,
-        expected=expected,
+        answers=_answers(directory.read_predictions()),
         cut=cut,
         max_length=spec.training.max_length,
         scale=scale,
@@ -208,9 +202,6 @@ def _curve(rows: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
     return tuple(float(row["loss"]) for row in rows if "loss" in row)
 
 
-def _labels(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
-    def shares(key: str) -> dict[str, float]:
-        counted = Counter(str(row[key]) for row in rows if key in row)
-        return {label: n / counted.total() for label, n in counted.most_common()}
-
-    return shares("prediction"), shares("label")
+def _answers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    counted = Counter(str(row["prediction"]) for row in rows)
+    return {label: n / counted.total() for label, n in counted.most_common()}
