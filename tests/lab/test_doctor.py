@@ -173,3 +173,13 @@ def test_what_is_no_finished_run_is_refused(small, tmp_path):
     (where / "result.json").unlink()
     with pytest.raises(SMoPError, match="not finished"):
         signs_of(where)
+
+
+def test_a_run_whose_data_were_changed_is_refused(small, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(small.parent, folder)
+    where = trained(folder / "small.yaml", tmp_path / "run", max_steps=2, eval_steps=1)
+    rows = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(rows[1:]))
+    with pytest.raises(SMoPError, match="data are not those"):
+        signs_of(where)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_smop.errors import CheckpointError
+from peft_smop.errors import CheckpointError, RunError
 from peft_smop.lab.prepare import prepare
-from peft_smop.lab.trained import Trained, load_trained
+from peft_smop.lab.trained import Trained, load_trained, part_of_task
 from peft_smop.scoring import Formulation
 from peft_smop.scoring.formulation import to_device, told
 from peft_smop.tasks import Example
@@ -85,13 +85,20 @@ def signs_of(path: Path) -> Signs:
             f"{path} is an adapter without its run, whose history would tell; give the run"
         )
     result = directory.read_result()
-    after = _prompts(trained.model)
-    prepared = prepare(spec)
-    examples = _spread_out(prepared.train)
+    part = part_of_task(trained, "train")
+    if not part.is_own:
+        raise RunError(
+            f"the task's data are not those that {directory.split} names, with which the run was"
+            " trained; restore them, or train again"
+        )
+    examples = _spread_out(part.train)
+    after, routing = _prompts(trained.model), _routing(trained)
     loss_after = mean_loss(trained.model, trained.formulation, examples)
     loss_dropping = loss_after
     if spec.training.dropout:
         loss_dropping = mean_loss(trained.model, trained.formulation, examples, dropping=True)
+    del trained  # one backbone at a time
+    prepared = prepare(spec)
     formulation, test = prepared.formulation, result.test
     formulation.truncated = 0
     for example in prepared.train:
@@ -123,7 +130,7 @@ def signs_of(path: Path) -> Signs:
         cut=cut,
         max_length=spec.training.max_length,
         scale=scale,
-        routing=_routing(trained),
+        routing=routing,
         load=test.load,
         regret=None if result.routing is None else result.routing.regret.value,
     )
