@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
 
 @dataclass(frozen=True)
 class ClassScore:
@@ -32,23 +35,25 @@ def class_scores(
         predicted: the predicted one; None: none was given.
         labels: the names.
     """
-    m = len(labels)
-    counts = [[0] * (m + 1) for _ in labels]
-    for true, given in zip(truth, predicted, strict=True):
-        counts[true][m if given is None else given] += 1
-    found = []
-    for j, label in enumerate(labels):
-        right, own = counts[j][j], sum(counts[j])
-        given_it = sum(row[j] for row in counts)
-        either = own + given_it
-        found.append(
-            ClassScore(
-                label,
-                right / given_it if given_it else None,
-                right / own if own else None,
-                2 * right / either if either else 0.0,
-                own,
-                tuple(counts[j]),
-            )
+    none = len(labels)
+    given = [none if label is None else label for label in predicted]
+    kinds = range(none)
+    precision, recall, f1, examples = precision_recall_fscore_support(
+        truth, given, labels=kinds, zero_division=np.nan
+    )
+    table = confusion_matrix(truth, given, labels=range(none + 1))
+    return [
+        ClassScore(
+            label,
+            precision=_known(precision[j]),
+            recall=_known(recall[j]),
+            f1=_known(f1[j]) or 0.0,
+            examples=int(examples[j]),
+            taken_for=tuple(int(count) for count in table[j]),
         )
-    return found
+        for j, label in enumerate(labels)
+    ]
+
+
+def _known(share: float) -> float | None:
+    return None if np.isnan(share) else float(share)

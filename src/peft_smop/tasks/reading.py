@@ -12,7 +12,14 @@ from typing import Any
 
 from peft_smop.errors import ConfigError, DataError
 from peft_smop.tasks.decoding import decode, is_pipe, read_bytes
-from peft_smop.tasks.tables import Dialect, Quoting, check_head, records
+from peft_smop.tasks.tables import (
+    Dialect,
+    Quoting,
+    check_columns,
+    check_head,
+    listed,
+    records,
+)
 
 _SHOWN_CHARACTERS = 60
 _WHOLE = re.compile(r"[+-]?\d+\.0+")
@@ -78,11 +85,6 @@ def shown(value: object) -> str:
     """Write a value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
-
-
-def listed(names: Collection[str]) -> str:
-    """Write names for a message."""
-    return ", ".join(names) if names else "nothing"
 
 
 def is_null(value: object) -> bool:
@@ -260,18 +262,12 @@ def _parse_parquet(
         ) from error
     try:
         table: Any = pq.read_table(pa.BufferReader(content))
-        names = list(table.column_names)
-        twice = next((name for name in names if names.count(name) > 1), None)
-        values = [] if twice is not None else table.to_pylist()
+        check_columns(list(table.column_names), source, None, columns)
+        values = table.to_pylist()
+    except DataError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError.at(source, None, "is not Parquet", expected="a Parquet file") from error
-    if twice is not None:
-        raise DataError.at(source, None, f"column {twice!r} twice", expected="each column once")
-    missing = [column for column in columns if column not in names]
-    if missing:
-        raise DataError.at(
-            source, None, f"no column {missing[0]!r}", expected=f"it beside {listed(names)}"
-        )
     return (Row(fields, source, number, has_lines=False) for number, fields in enumerate(values, 1))
 
 

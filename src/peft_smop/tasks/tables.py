@@ -89,12 +89,28 @@ def check_head(
         raise DataError.at(
             source, line, f"column {head.index('') + 1} has no name", expected="a name for each"
         )
-    twice = next((name for name in head if head.count(name) > 1), None)
+    check_columns(head, source, line, columns)
+    return head
+
+
+def listed(names: Collection[str]) -> str:
+    """Write names for a message."""
+    return ", ".join(names) if names else "nothing"
+
+
+def check_columns(
+    names: list[str], source: str, line: int | None, columns: Collection[str]
+) -> None:
+    """Refuse a table that has a column twice, or not at all.
+
+    Raises:
+        DataError: with the column.
+    """
+    twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError.at(source, line, f"column {twice!r} twice", expected="each column once")
-    missing = [column for column in columns if column not in head]
+    missing = [column for column in columns if column not in names]
     if missing:
         raise DataError.at(
-            source, line, f"no column {missing[0]!r}", expected=f"it beside {', '.join(head)}"
+            source, line, f"no column {missing[0]!r}", expected=f"it beside {listed(names)}"
         )
-    return head

@@ -14,7 +14,6 @@ A run that ends leaves, and the rest go on.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from greenlet import getcurrent, greenlet
 from torch import nn
 
 from peft_smop.errors import ConfigError, SMoPError
+from peft_smop.training import processes
 from peft_smop.training.checkpoints import complete_checkpoints
 from peft_smop.training.fit import (
     Fit,
@@ -150,7 +150,7 @@ def _name(place: int) -> str:
 
 def _joint(trainings: Sequence[Training]) -> nn.Module:
     """A model that holds every run's adapter; its tensors are the runs' own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes.count() > 1:
         raise ConfigError("packed runs use one process; start them without a distributed launcher")
     first = trainings[0].model
     for training in trainings:
