@@ -54,6 +54,10 @@ class DivergedError(RunError):
     """A training whose loss or weights stopped being finite."""
 
 
+class ExportError(SMoPError, RuntimeError):
+    """A graph that cannot be made, or does not say what the model says."""
+
+
 class PromptIgnoredError(SMoPError, RuntimeError):
     """A forward pass finished without the soft prompt having been seen by the backbone."""
 

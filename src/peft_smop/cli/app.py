@@ -17,6 +17,7 @@ from peft_smop.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     init,
     methods,
     predict,
@@ -34,7 +35,7 @@ from peft_smop.quiet import quiet_libraries
 app = typer.Typer(
     name="smop",
     help="Sparse mixtures of soft prompts for frozen models:"
-    " train, sweep, compare, report, cost, evaluate, predict, routes.",
+    " train, sweep, compare, report, cost, evaluate, predict, serve, export.",
     epilog="Begin with: [bold]smop demo[/bold]  (three minutes, nothing to download)",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -67,6 +68,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Use what was trained": (
         predict.predict,
         serve.serve,
+        export.export,
         evaluate.evaluate,
         routes.routes,
         doctor.doctor,

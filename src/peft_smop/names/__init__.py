@@ -3,6 +3,7 @@
 So a command can say what there is, and what a typing error meant, before torch is needed.
 """
 
+from peft_smop.names.formats import FORMATS
 from peft_smop.names.methods import (
     DESCRIBED,
     PROMPT_RATES,
@@ -18,6 +19,7 @@ from peft_smop.names.variants import SHORT, Listed, check_names, listed, typed
 __all__ = [
     "DEFAULT_MODEL",
     "DESCRIBED",
+    "FORMATS",
     "KNOWN_NAMES",
     "PROMPT_RATES",
     "PROMPT_SPREADS",

@@ -3,7 +3,8 @@
 from peft_smop.predictor.answer import Answer
 from peft_smop.predictor.beside import Beside, located, save_beside
 from peft_smop.predictor.card import model_card
-from peft_smop.predictor.predictor import Input, Loaded, Predictor
+from peft_smop.predictor.inputs import Input, example_of
+from peft_smop.predictor.predictor import Loaded, Predictor
 
 __all__ = [
     "Answer",
@@ -11,6 +12,7 @@ __all__ = [
     "Input",
     "Loaded",
     "Predictor",
+    "example_of",
     "located",
     "model_card",
     "save_beside",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from peft import PeftModel, TaskType
@@ -27,11 +27,10 @@ from peft_smop.methods import (
 from peft_smop.predictor.answer import Answer
 from peft_smop.predictor.beside import Beside
 from peft_smop.predictor.finding import Source, find, named_by_directory
+from peft_smop.predictor.inputs import Input, example_of
 from peft_smop.scoring import Asked, Formulation, formulate, predict_rows
-from peft_smop.tasks import Example, Row, Task, to_input
+from peft_smop.tasks import Example, Task
 
-Input: TypeAlias = str | Mapping[str, object]
-"""A text, or the fields of the task's template by name."""
 _MODEL_CONFIG = "config.json"
 
 
@@ -192,14 +191,7 @@ class Predictor:
         Raises:
             DataError: a field is missing, empty or of a wrong type.
         """
-        task = self.task(adapter)
-        if isinstance(row, str):
-            row = {task.fields[0] if len(task.fields) == 1 else "text": row}
-        elif not isinstance(row, Mapping):
-            raise ConfigError(
-                f"{place} is a {type(row).__name__}; expected a text, or fields by name"
-            )
-        return to_input(Row(row, place, 1, has_lines=False), task)
+        return example_of(row, self.task(adapter), place=place)
 
     def predict(
         self,

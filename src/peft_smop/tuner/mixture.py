@@ -63,7 +63,7 @@ def soft_prompts(
         decision = Decision(rows.names, None, None, routing, chosen)
         return _mixed(adapters, None, routing), (decision,)
     width, decisions = max(adapter.length for adapter in adapters), []
-    out = mean.new_zeros(len(mean), width, mean.shape[1])
+    out = mean.new_zeros(mean.shape[0], width, mean.shape[1])
     for kind, at, whose in _kinds(adapters, rows.of_row, mean.device):
         own, names = [adapters[a] for a in kind], tuple(rows.names[a] for a in kind)
         if not own[0].strategy.rows_independent:
@@ -109,7 +109,7 @@ def _routed(
     """Route rows of adapters of one strategy and shape (paper, eqs. 3 and 5); what was chosen."""
     strategy, k = own[0].strategy, own[0].prompts.shape[0]
     if not strategy.has_router:
-        logits = mean.new_zeros(len(mean), k)
+        logits = mean.new_zeros(mean.shape[0], k)
     elif whose is None:
         logits = mean @ own[0].router_matrix()
     else:

@@ -139,7 +139,7 @@ class Posterior(RoutingStrategy):
     def __call__(self, logits: Float[Tensor, "b k"], state: RowState) -> Routing:
         """Decide for every row by itself; its posterior, where it was judged, is in the state."""
         choice = logits.argmax(dim=-1)
-        ones = logits.new_ones(len(logits), 1)
+        ones = logits.new_ones(logits.shape[0], 1)
         if state.keys is None:
             return Routing(choice[:, None], ones, logits)
         found = state.posterior

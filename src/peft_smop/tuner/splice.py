@@ -135,7 +135,7 @@ class Layout:
 
     def with_zeros(self, marks: Int[Tensor, "b n"]) -> Int[Tensor, "b s"]:
         """Token types, or other marks of tokens, 0 for the prompt."""
-        prompt = marks.new_zeros(len(marks), self.width)
+        prompt = marks.new_zeros(marks.shape[0], self.width)
         return torch.cat([prompt, marks], dim=1).gather(1, self.source)
 
     def positions(

@@ -140,7 +140,7 @@ class Gumbel(Tempered):
         if state.keys is None:
             logits = self._tempered(logits, state)
             indices = logits.argmax(dim=-1, keepdim=True)
-            return Routing(indices, logits.new_ones(len(logits), 1), logits)
+            return Routing(indices, logits.new_ones(logits.shape[0], 1), logits)
         logits = self._tempered(logits + gumbel(state.keys, logits.shape[-1]), state)
         soft, indices = _largest(logits.softmax(dim=-1), logits.shape[-1])
         hard = torch.zeros_like(soft)
@@ -176,7 +176,7 @@ class Stochastic(RoutingStrategy):
         if state.keys is None:
             return _alike(logits)
         indices = choice(state.keys, logits.shape[-1])[:, None]
-        return Routing(indices, logits.new_ones(len(logits), 1), logits)
+        return Routing(indices, logits.new_ones(logits.shape[0], 1), logits)
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,9 @@ class Single(Deterministic):
 
     def __call__(self, logits: Float[Tensor, "b k"], state: RowState) -> Routing:
         """Decide for every row by itself."""
-        return Routing(logits.argmax(dim=-1, keepdim=True), logits.new_ones(len(logits), 1), logits)
+        return Routing(
+            logits.argmax(dim=-1, keepdim=True), logits.new_ones(logits.shape[0], 1), logits
+        )
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ class Hashed(Deterministic):
         """Decide for every row by itself."""
         assert state.content is not None
         indices = choice(state.content, logits.shape[-1])[:, None]
-        return Routing(indices, logits.new_ones(len(logits), 1), logits)
+        return Routing(indices, logits.new_ones(logits.shape[0], 1), logits)
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ class Released(RoutingStrategy):
         if self.perturbation and state.keys is not None:
             logits = logits + (logits * normal(state.keys, logits.shape[-1])).detach()
         probabilities, chosen = _largest(logits.softmax(dim=-1), 1)
-        b = len(logits)
+        b = logits.shape[0]
         # the row's own choice first, then its neighbours' from there on
         rows = torch.arange(b, device=logits.device)
         indices = chosen[:, 0][(rows[:, None] + rows[None, :]) % b]
