@@ -49,13 +49,13 @@ def test_balance_divides_by_how_much_a_prompt_was_used():
 
 
 def test_use_is_a_running_mean_over_the_rows_of_steps():
-    """Of 16 rows at k = 2 a step counts an eighth; of 128 not all, but a quarter."""
+    """Of 16 rows a step counts a sixteenth; of 128 not the half, but a quarter."""
     adapter = adapted(KINDS["bert"], routing="posterior", num_prompts=2).smop_layer["default"]
     for half in (4, 12):  # in two passes
         adapter.note_usage(torch.tensor([[1.0, 0.0]]).repeat(half, 1))
     assert_close(adapter.usage, EVENLY)
     adapter.end_usage()
-    assert_close(adapter.usage, torch.tensor([0.5625, 0.4375]))
+    assert_close(adapter.usage, torch.tensor([0.53125, 0.46875]))
     adapter.usage.copy_(EVENLY)
     adapter.note_usage(torch.tensor([[1.0, 0.0]]).repeat(128, 1))
     adapter.end_usage()

@@ -22,7 +22,7 @@ from torch.optim.optimizer import (
 from peft_smop.errors import CheckpointError
 from peft_smop.rows import RowAdapters, on_device
 from peft_smop.tuner.losses import Penalties
-from peft_smop.tuner.posterior import FASTEST_USE, ROWS_PER_PROMPT
+from peft_smop.tuner.posterior import FASTEST_USE, ROWS_OF_USE
 from peft_smop.tuner.routing import RoutingStrategy
 from peft_smop.tuner.scope import Scope
 from peft_smop.tuner.splice import Position
@@ -165,7 +165,7 @@ class Adapter(nn.Module):
         """Let the uses that this step's passes noted count."""
         if self._noted is not None:
             used, rows = self._noted
-            weight = min(FASTEST_USE, rows / (ROWS_PER_PROMPT * len(used)))
+            weight = min(FASTEST_USE, rows / ROWS_OF_USE)
             # a caller may have cast the whole model
             self.usage.copy_(self.usage.float().lerp(used / rows, weight))
             self._noted = None

@@ -18,9 +18,9 @@ from peft_smop.errors import ConfigError
 from peft_smop.tuner.noise import uniform
 from peft_smop.tuner.routing import Routing, RoutingStrategy, RowState, option
 
-ROWS_PER_PROMPT = 64
-"""Judged rows for each prompt over which its use is averaged: a step has fewer, and need not be a
-fair sample of the rows."""
+ROWS_OF_USE = 256
+"""Judged rows over which the use of prompts is averaged: a step has fewer, and need not be a fair
+sample of the rows. More of them for more prompts would notice too late which are not used."""
 FASTEST_USE = 0.25
 """Most that a step counts in that average; a step that alone decided would overturn the next."""
 LEAST_USE = 0.05
