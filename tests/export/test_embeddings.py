@@ -165,6 +165,13 @@ def test_an_altered_export_is_not_believed(saved_models, tmp_path):
         PromptedTexts.load(tmp_path / "out")
 
 
+def test_every_format_that_is_told_of_can_be_written():
+    from peft_smop.export import WRITERS
+    from peft_smop.names import FORMATS
+
+    assert list(WRITERS) == list(FORMATS)
+
+
 def test_the_command_says_what_it_wrote(saved_models, tmp_path, smop):
     adapter = save(saved_models["llama"], tmp_path / "a")
     code, out, _ = smop("export", adapter, "-o", tmp_path / "out", "--format", "vllm")

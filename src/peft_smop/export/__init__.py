@@ -1,7 +1,7 @@
 """Adapters for engines that know none: as embeddings, as ONNX graphs, in an evaluation harness."""
 
 from peft_smop.export.embeddings import export_embeddings
-from peft_smop.export.formats import FORMATS, export
+from peft_smop.export.formats import WRITERS, export
 from peft_smop.export.prompted import PromptedTexts, as_base64
 
-__all__ = ["FORMATS", "PromptedTexts", "as_base64", "export", "export_embeddings"]
+__all__ = ["WRITERS", "PromptedTexts", "as_base64", "export", "export_embeddings"]

@@ -45,10 +45,8 @@ def export_onnx(exported: Exported, directory: Path) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        ConfigError: what is needed is not installed.
         ExportError: the exporter fails, or a graph differs from the model.
     """
-    _check_installed()
     model = exported.model.float().eval()
     graphs: dict[str, Any] = {}
     worst = 0.0
@@ -89,7 +87,12 @@ def export_onnx(exported: Exported, directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Refuse, before anything is loaded.
+
+    Raises:
+        ConfigError: what graphs need is not installed.
+    """
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
