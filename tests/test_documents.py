@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,41 @@ def test_the_predictor_s_python_runs_from_top_to_bottom(tmp_path, monkeypatch, c
         save_adapter(tmp_path / "runs" / name, seed)
     exec("\n".join(blocks(ROOT / "docs" / "predictor.md", "python")), {})
     assert "('tickets', " in capsys.readouterr().out
+
+
+def test_the_python_of_exports_runs(tmp_path, monkeypatch, capsys, saved_models):
+    """Against a server that answers as vLLM's completions endpoint does."""
+    pytest.importorskip("onnxruntime", reason="pip install 'peft-smop[export]'")
+    pytest.importorskip("openai", reason="the client is the openai package's")
+    import jaxtyping
+    from endpoint import completions_endpoint
+    from exporting import save
+
+    from peft_smop.export import export
+
+    monkeypatch.chdir(tmp_path)
+    export(save(saved_models["llama"], tmp_path / "a"), tmp_path / "exported", format="vllm")
+    with jaxtyping_off(jaxtyping.config):
+        export(save(saved_models["bert"], tmp_path / "b"), tmp_path / "graphs", format="onnx")
+    client, reader = blocks(ROOT / "docs" / "export.md", "python")
+    with completions_endpoint(" written") as (place, requests):
+        code = client.replace("http://localhost:8000/v1", place)
+        assert code != client
+        exec(code + "\nclient.close()", {})
+    assert " written" in capsys.readouterr().out
+    assert requests[0][1]["model"] == "backbone"
+    exec(reader, {})
+    assert capsys.readouterr().out.startswith("[")
+
+
+@contextmanager
+def jaxtyping_off(config):
+    """While a model is traced its sizes are symbols, which the check of shapes takes for no int."""
+    config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        config.update("jaxtyping_disable", False)
 
 
 def commands() -> list[str]:

@@ -2,12 +2,10 @@
 
 import base64
 import io
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
+from endpoint import completions_endpoint
 from exporting import TEXTS, save
 from safetensors.torch import load_file, save_file
 
@@ -107,36 +105,13 @@ def test_a_tensor_in_base64_is_read_back_as_vllm_reads_it():
 
 def test_the_client_sends_them_to_the_completions_endpoint(saved_models, tmp_path):
     openai = pytest.importorskip("openai", reason="the client is the openai package's")
-    requests = []
-
-    class Endpoint(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            requests.append((self.path, body))
-            choice = {"index": 0, "text": " warm", "finish_reason": "stop", "logprobs": None}
-            said = {"id": "1", "object": "text_completion", "created": 0, "model": "m"}
-            answer = json.dumps({**said, "choices": [choice]}).encode()
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *args):
-            pass
-
     export(save(saved_models["llama"], tmp_path / "a"), tmp_path / "out", format="vllm")
     texts = PromptedTexts.load(tmp_path / "out")
-    with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            place = f"http://127.0.0.1:{server.server_port}/v1"
-            with openai.OpenAI(base_url=place, api_key="none") as client:
-                assert texts.complete(client, "m", TEXTS[0], max_tokens=3) == " warm"
-        finally:
-            server.shutdown()
-            thread.join()
+    with (
+        completions_endpoint(" warm") as (place, requests),
+        openai.OpenAI(base_url=place, api_key="none") as client,
+    ):
+        assert texts.complete(client, "m", TEXTS[0], max_tokens=3) == " warm"
     ((path, body),) = requests
     assert path == "/v1/completions"
     assert (body["model"], body["prompt"], body["max_tokens"]) == ("m", "", 3)

@@ -76,7 +76,7 @@ class SMoPLM(LM):
             asked.setdefault(request.args[0], []).append(place)
         said: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for contexts in _parts(asked, self.batch_rows):
-            features = [
+            features: list[dict[str, Any]] = [
                 {
                     "input_ids": self._context(context),
                     "answers": [self._answer(requests[i].args[1]) for i in asked[context]],
