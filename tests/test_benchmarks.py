@@ -58,7 +58,24 @@ PROCESSES = {
 
 def test_every_script_is_run_here():
     scripts = {path.stem for path in FOLDER.glob("*.py")} - {"bench"}
-    assert SCRIPTS.keys() | PROCESSES.keys() == scripts
+    assert SCRIPTS.keys() | PROCESSES.keys() | {"export"} == scripts
+
+
+def test_the_comparison_of_exports_finds_the_same_labels(saved_models, toy_task, tmp_path, smop):
+    pytest.importorskip("onnxruntime", reason="pip install 'peft-smop[export]'")
+    run = tmp_path / "run"
+    options = ["--max-steps", 1, "--batch-size", 4, "--model", saved_models["t5"], "-o", run]
+    code, _, err = smop("train", "--task", toy_task, *options)
+    assert code == 0, err
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "export.py"), "onnx", str(run), "--examples", "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["examples"], said["labels equal"]) == (3, 3)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
