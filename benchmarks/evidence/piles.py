@@ -10,7 +10,7 @@ down before any method was trained on them:
 - `yesno`: in each of the four sources, a label of the first half in alphabetical order is answered
   with yes, the others with no. What yes means depends on the source alone.
 - `letters`: in SST-2, TREC and CLINC150, the i-th label in alphabetical order is answered with the
-  i-th letter. `a` is negative, an abbreviation or a car.
+  i-th letter. `a` is negative, an abbreviation or a bank.
 
 A row does not say where it is from; `population` is kept for looking at routes. Of each source of a
 pile 256 rows are for training, 80 for validation and 200 for the test; alone it has 1,024, 500 and
