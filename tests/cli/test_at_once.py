@@ -28,6 +28,11 @@ LIGHT = [
     (["train", "-t", "medley", "--seed", "one"], 2, "--seed"),
     (["train", "-t", "medly"], 2, "did you mean medley"),
     (["train", "-t", "medley", "--method", "smopp"], 2, "did you mean smop"),
+    (["train", "-t", "medley", "--routing", "liner"], 2, "did you mean linear"),
+    (["train", "-t", "medley", "--set", "lerning_rate=1"], 2, "did you mean learning_rate"),
+    (["train", "-t", "medley", "--set", "routing=posteriro"], 2, "did you mean posterior"),
+    (["compare", "-t", "medley", "--set", "lerning_rate=1"], 2, "did you mean learning_rate"),
+    (["sweep", "-t", "medley", "--set", "lerning_rate=1"], 2, "did you mean learning_rate"),
     (["compare", "-t", "medley", "--methods", "smop,lora8"], 2, "did you mean lora-8"),
     (["compare", "-t", "medley", "--methods", ","], 2, "names no method"),
     (["cost", "-t", "medley,rtee"], 2, "did you mean rte?"),
@@ -60,6 +65,17 @@ def test_help_lists_and_typing_errors_import_nothing_heavy():
     program = PROGRAM.format(cases=LIGHT)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_names_of_options_are_those_that_there_are():
+    from peft_smop.methods import MethodSpec
+    from peft_smop.names import METHOD_OPTIONS, ROUTINGS, TRAINING_OPTIONS
+    from peft_smop.training import TrainingOptions
+    from peft_smop.tuner.strategies import STRATEGIES
+
+    assert set(METHOD_OPTIONS) == set(MethodSpec.model_fields)
+    assert set(TRAINING_OPTIONS) == set(TrainingOptions.model_fields)
+    assert set(ROUTINGS) == set(STRATEGIES)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ HOSTILE = [
     ("GET", "/v1/../../etc/passwd", None, 404),
     ("POST", "/v1/generate", {"text": "a", "max_new_tokens": 100_000}, 400),
     ("POST", "/v1/generate", {"text": "a", "temperature": -1}, 422),
-    ("POST", C, {"model": "mood", "prompt": "a", "stream": True}, 400),
+    ("POST", C, {"model": "mood", "prompt": "a", "stream": [1]}, 422),
     ("POST", C, {"model": "nobody", "prompt": "a"}, 404),
     ("POST", C, {"model": "mood", "prompt": []}, 400),
     ("POST", C, {"model": "mood", "prompt": ""}, 400),

@@ -129,6 +129,22 @@ def test_openai_s_clients_are_understood(address, adapters):
     assert (choice["text"], choice["finish_reason"]) == ("", "stop")
 
 
+def test_openai_s_own_client_reads_streams(address, adapters):
+    openai = pytest.importorskip("openai", reason="the client is the openai package's")
+    written = Predictor.load(adapters["mood"]).generate([TEXTS[0]], raw=True, max_new_tokens=4)
+    asked = {"model": "mood", "max_tokens": 4, "stream": True}
+    messages = [{"role": "user", "content": TEXTS[0]}]
+    host, port = address
+    with openai.OpenAI(base_url=f"http://{host}:{port}/v1", api_key="none") as client:
+        events = list(client.completions.create(prompt=[TEXTS[0], TEXTS[0]], **asked))
+        assert [choice.text for event in events for choice in event.choices] == written * 2
+        events = list(client.chat.completions.create(messages=messages, **asked))
+    said = "".join(event.choices[0].delta.content or "" for event in events)
+    assert said == written[0]
+    assert events[-1].choices[0].finish_reason == "length"
+    assert len({event.id for event in events}) == 1
+
+
 def test_loading_and_unloading_in_traffic_fails_no_request(served, alone):
     address, _, _ = served
     stop, wrong = threading.Event(), []

@@ -29,7 +29,7 @@ from peft_smop.cli.options import (
 )
 from peft_smop.cli.show import or_dash, typed_options
 from peft_smop.cli.terminal import Console
-from peft_smop.names import DEFAULT_MODEL
+from peft_smop.names import DEFAULT_MODEL, TRAINING_OPTIONS, check_options
 from peft_smop.tasks import check_task
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def compare(
     smop,prompt-tuning-100,p-tuning-20,full --trials 3[/bold]
     """
     check_task(task)
+    settings = typed_options(options or [])
+    check_options(settings, TRAINING_OPTIONS)
     names = names_in(methods)
     from peft_smop.lab import matched_controls, study, variant
     from peft_smop.report import compare as compare_runs
@@ -144,7 +146,7 @@ def compare(
         "preset": preset,
         "train_examples": train_examples,
         "model": model,
-        "training": {**training, **typed_options(options or [])},
+        "training": {**training, **settings},
     }
     about = [Path(part).name.split(".yaml")[0] for part in (task, model)]
     where = output or Path("runs") / "-".join(["compare", *about])

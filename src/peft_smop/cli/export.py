@@ -10,8 +10,8 @@ import typer
 from peft_smop.cli.named import check_path
 from peft_smop.cli.options import BackboneOfTrained, TaskOfAdapter, TrainedPath
 from peft_smop.cli.terminal import Console
-from peft_smop.errors import RunError, unknown
-from peft_smop.names import FORMATS
+from peft_smop.errors import RunError
+from peft_smop.names import FORMATS, check_format
 
 
 def export(
@@ -29,8 +29,7 @@ def export(
 
     Example: [bold]smop export runs/tickets -o tickets-onnx --format onnx[/bold]
     """
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
+    check_format(format)
     check_path(path)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunError(f"{output} exists and is not an empty directory; give another -o")

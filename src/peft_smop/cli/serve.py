@@ -94,8 +94,9 @@ def serve(
         console.print(
             f"warning: {host} is open to others and no token is asked; set {TOKEN}", style="yellow"
         )
+    count = "1 adapter" if len(named) == 1 else f"{len(named)} adapters"
     console.print(
-        f"{len(named)} adapters ({', '.join(named)}) at http://{host}:{port}  (Ctrl-C stops)",
+        f"{count} ({', '.join(named)}) at http://{host}:{port}  (Ctrl-C stops)",
         markup=False,
     )
     serve_until_stopped(predictor, options, host=host, port=port)

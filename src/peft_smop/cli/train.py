@@ -24,7 +24,15 @@ from peft_smop.cli.options import (
 from peft_smop.cli.show import print_result, print_split, typed_options
 from peft_smop.cli.terminal import Console
 from peft_smop.errors import ConfigError
-from peft_smop.names import DEFAULT_MODEL, check_names, typed
+from peft_smop.names import (
+    DEFAULT_MODEL,
+    METHOD_OPTIONS,
+    TRAINING_OPTIONS,
+    check_names,
+    check_options,
+    check_routing,
+    typed,
+)
 from peft_smop.tasks import check_task
 
 
@@ -184,6 +192,10 @@ def train(
     """
     check_task(task)
     check_names([method])
+    check_routing(routing)
+    settings = typed_options(options or [])
+    check_options(settings, METHOD_OPTIONS + TRAINING_OPTIONS)
+    check_routing(settings.get("routing"))
     from peft_smop.lab import RunSpec, name_of, run, variant
     from peft_smop.methods import MethodSpec
     from peft_smop.results import RunDirectory
@@ -219,7 +231,7 @@ def train(
     }
     method_options = {key: value for key, value in asked.items() if value is not None}
     training_options = {key: value for key, value in trained.items() if value is not None}
-    for key, value in typed_options(options or []).items():
+    for key, value in settings.items():
         target = method_options if key in MethodSpec.model_fields else training_options
         if target.get(key, value) != value:
             raise ConfigError(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_smop.errors import unknown
 from peft_smop.export.embeddings import export_embeddings
 from peft_smop.export.source import Exported, new_directory
+from peft_smop.names import check_format
 from peft_smop.predictor.finding import Source
 
 
@@ -32,9 +32,8 @@ def _embeddings(asked: Asked, directory: Path) -> dict[str, Any]:
 
 
 def _onnx(asked: Asked, directory: Path) -> dict[str, Any]:
-    from peft_smop.export.graphs import check_installed, export_onnx
+    from peft_smop.export.graphs import export_onnx
 
-    check_installed()
     return export_onnx(asked.load(), directory)
 
 
@@ -78,7 +77,6 @@ def export(
     Raises:
         SMoPError: something is missing, damaged, or not offered by the format.
     """
-    if format not in WRITERS:
-        raise unknown("format", format, WRITERS)
+    check_format(format)
     with new_directory(directory) as made:
         return WRITERS[format](Asked(source, directory, model, task), made)

@@ -3,7 +3,7 @@
 So a command can say what there is, and what a typing error meant, before torch is needed.
 """
 
-from peft_smop.names.formats import FORMATS
+from peft_smop.names.formats import FORMATS, check_format
 from peft_smop.names.methods import (
     DESCRIBED,
     PROMPT_RATES,
@@ -14,6 +14,13 @@ from peft_smop.names.methods import (
     Rate,
 )
 from peft_smop.names.models import DEFAULT_MODEL, KNOWN_NAMES
+from peft_smop.names.options import (
+    METHOD_OPTIONS,
+    ROUTINGS,
+    TRAINING_OPTIONS,
+    check_options,
+    check_routing,
+)
 from peft_smop.names.variants import SHORT, Listed, check_names, listed, typed
 
 __all__ = [
@@ -21,15 +28,21 @@ __all__ = [
     "DESCRIBED",
     "FORMATS",
     "KNOWN_NAMES",
+    "METHOD_OPTIONS",
     "PROMPT_RATES",
     "PROMPT_SPREADS",
     "RECIPES",
+    "ROUTINGS",
     "SHORT",
+    "TRAINING_OPTIONS",
     "WEIGHT_RATES",
     "Described",
     "Listed",
     "Rate",
+    "check_format",
     "check_names",
+    "check_options",
+    "check_routing",
     "listed",
     "typed",
 ]

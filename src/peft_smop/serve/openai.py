@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 
@@ -26,8 +27,8 @@ def add(app: FastAPI, batcher: Batcher) -> None:
         data = [{"id": name, "object": "model", "owned_by": "peft-smop"} for name in names]
         return {"object": "list", "data": data}
 
-    @app.post("/v1/completions")
-    async def completions(asked: CompletionRequest, request: Request) -> dict[str, Any]:
+    @app.post("/v1/completions", response_model=None)
+    async def completions(asked: CompletionRequest, request: Request) -> dict[str, Any] | Response:
         """Continue a text, or several; no template is put around them."""
         prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
         texts = await _written(batcher, request, asked, prompts)
@@ -35,13 +36,21 @@ def add(app: FastAPI, batcher: Batcher) -> None:
             {"index": i, "text": text, "logprobs": None, "finish_reason": reason}
             for i, (text, reason) in enumerate(texts)
         ]
-        return _envelope("text_completion", "cmpl", asked.model, choices)
+        envelope = _envelope("text_completion", "cmpl", asked.model, choices)
+        return _events([envelope]) if asked.stream else envelope
 
-    @app.post("/v1/chat/completions")
-    async def chat(asked: ChatRequest, request: Request) -> dict[str, Any]:
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(asked: ChatRequest, request: Request) -> dict[str, Any] | Response:
         """Answer a chat, written by the backbone's chat template or, without one, in lines."""
         ((text, reason),) = await _written(batcher, request, asked, [_chat(batcher, asked)])
         message = {"role": "assistant", "content": text}
+        if asked.stream:
+            parts: list[dict[str, Any]] = [
+                {"index": 0, "delta": message, "finish_reason": None},
+                {"index": 0, "delta": {}, "finish_reason": reason},
+            ]
+            first = _envelope("chat.completion.chunk", "chatcmpl", asked.model, [])
+            return _events([{**first, "choices": [part]} for part in parts])
         choices = [{"index": 0, "message": message, "finish_reason": reason}]
         return _envelope("chat.completion", "chatcmpl", asked.model, choices)
 
@@ -49,8 +58,6 @@ def add(app: FastAPI, batcher: Batcher) -> None:
 async def _written(
     batcher: Batcher, request: Request, asked: Any, prompts: list[str]
 ) -> list[tuple[str, str]]:
-    if asked.stream:
-        raise ConfigError("stream=true is not offered; leave it out")
     if not 0 < len(prompts) <= batcher.options.inputs:
         raise ConfigError(f"{len(prompts)} prompts; expected 1 to {batcher.options.inputs}")
     if batcher.predictor.kind == "SEQ_CLS":
@@ -83,6 +90,15 @@ def _chat(batcher: Batcher, asked: ChatRequest) -> str:
         except TemplateError as error:  # such as of a role that the backbone does not know
             raise ConfigError(f"messages: the backbone's template refuses them: {error}") from error
     return "\n".join(message["content"] for message in messages)
+
+
+def _events(chunks: list[dict[str, Any]]) -> Response:
+    """Server-sent events, as clients read them that asked for a stream.
+
+    A text comes in one piece, when it is whole: rows of all requests are written in shared passes.
+    """
+    lines = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in chunks]
+    return Response("".join(lines) + "data: [DONE]\n\n", media_type="text/event-stream")
 
 
 def _envelope(kind: str, prefix: str, model: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
