@@ -4,8 +4,8 @@
         --include_path exported --tasks smop_tickets
 
 The harness scores a continuation behind a context. Its own models read both together, and so would
-the router, which in training never saw an answer; here it reads the context, and labels are scored
-by this package's scoring, as `smop evaluate` does.
+the router, which in training never saw an answer, where one has several tokens; here it reads the
+context, and labels are scored by this package's scoring, as `smop evaluate` does.
 """
 
 from __future__ import annotations
