@@ -113,5 +113,5 @@ def test_a_table_s_row_has_mean_spread_and_difference_from_the_first(tables):
         "trainable": 1234,
     }
     assert tables.table({"methods": [method]}).splitlines()[-1] == (
-        "| `smop` | 52.0 ± 2.8 | 50.0, 54.0 | +1.2 (-0.5 to +3.0) | +1.0 to +3.0 | 75 25 | 1,234 |"
+        "| smop | 52.0 ± 2.8 | 50.0, 54.0 | +1.2 (-0.5 to +3.0) | +1.0 to +3.0 | 75 25 | 1,234 |"
     )

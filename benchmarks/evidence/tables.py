@@ -118,7 +118,7 @@ def _row(method: dict[str, Any]) -> str:
         if len(one) > 1
     )
     return (
-        f"| `{method['name']}` | {mean(test):.1f}{spread} | {each} | {apart} | {worth} | {load} |"
+        f"| {method['name']} | {mean(test):.1f}{spread} | {each} | {apart} | {worth} | {load} |"
         f" {method['trainable']:,} |"
     )
 
