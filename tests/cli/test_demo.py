@@ -18,7 +18,7 @@ def test_the_demo_compares_four_methods_draws_them_and_goes_on_where_it_was(
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "demo" / "routes.png").read_bytes().startswith(b"\x89PNG")
     assert "routing is worth" in out or "routing costs" in out
-    results = sorted(tmp_path.glob("demo/*/result.json"))
+    results = sorted(tmp_path.glob("demo/runs/*/result.json"))
     assert len(results) == 8
     times = [path.stat().st_mtime_ns for path in results]
     code, again, _ = smop("demo", "--seeds", 2, "-o", tmp_path / "demo")

@@ -32,7 +32,7 @@ def compared(finished, tmp_path):
 
 
 def first(compared):
-    return next(path for path in (compared / "runs").iterdir() if path.name.startswith("smop"))
+    return next(path for path in (compared / "runs").iterdir() if "-smop-" in path.name)
 
 
 def edited_json(change):

@@ -1,6 +1,7 @@
 """Several runs in one pass end as each would alone, leave when they are done, and can be killed."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError, DivergedError, SMoPError
 from peft_smop.lab import RunSpec, run, run_packed, study, variant
+from peft_smop.lab.local import run_locally
 from peft_smop.methods import load_backbone
 from peft_smop.training import share_backbone
 from peft_smop.training.checkpoints import CompleteCheckpoint
@@ -202,7 +204,8 @@ def test_a_study_packs_what_can_be_packed_and_runs_the_rest_alone(small_medley, 
         "training": {"max_steps": 4, "eval_steps": 2, "batch_size": 8},
     }
     chosen = [variant("smop"), variant("lora-8"), variant("single")]
-    groups = study(common, chosen, seeds=[0, 1], trials=1, output=tmp_path, pack=3)
+    packs = partial(run_locally, pack=3)
+    groups = study(common, chosen, seeds=[0, 1], trials=1, output=tmp_path, engine=packs)
     packed = {
         name: [json.loads((p / "result.json").read_text())["training"]["packed"] for p in paths]
         for name, paths in groups.items()

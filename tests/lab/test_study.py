@@ -127,7 +127,7 @@ def test_a_contradiction_in_the_last_method_is_found_before_the_first_trains(
 def test_a_rate_that_diverges_is_logged_and_another_one_is_chosen(
     toy_task, saved_models, tmp_path, monkeypatch
 ):
-    module = sys.modules["peft_smop.lab.study"]
+    module = sys.modules["peft_smop.lab.working"]
     original = module.run
 
     def diverges(spec, *args, **kwargs):

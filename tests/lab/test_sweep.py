@@ -217,7 +217,7 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(small_medley, tmp_path):
     store = Store(tmp_path)
     work([*bad, *good], store, "one")
     assert store.run(good[0]).is_finished
-    assert str(tmp_path / "no") in store.failure(bad[0], "one")
+    assert str(tmp_path / "no") in str(store.failures("one")[bad[0].directory])
     now = standing([*bad, *good], store, sitting="one")
     assert [now.states[job.directory] for job in (*bad, *good)] == [State.failed, State.finished]
     assert now.seconds_left == 0
@@ -238,7 +238,7 @@ def test_a_defect_in_one_run_is_kept_for_whoever_mends_it_and_the_others_go_on(
 
     monkeypatch.setattr(module, "run", breaks)
     work(jobs, store, "one")
-    assert store.failure(jobs[0], "one") == "ZeroDivisionError: division by zero"
+    assert str(store.failures("one")[jobs[0].directory]) == "ZeroDivisionError: division by zero"
     assert "breaks" in next(e for e in store.events("one") if e["event"] == "failed")["traceback"]
     assert store.run(jobs[1]).is_finished
 
@@ -249,7 +249,7 @@ def test_a_run_that_takes_its_process_with_it_is_left_alone_in_the_end(small_med
     for _ in range(3):  # three processes died in it
         store.note("started", job, "one", resumed=False)
     work([job], store, "one")
-    assert "ended its process 3 times" in store.failure(job, "one")
+    assert "ended its process 3 times" in str(store.failures("one")[job.directory])
     assert not store.run(job).is_finished
 
 
@@ -258,8 +258,8 @@ def test_a_journal_s_torn_lines_hide_no_others(small_medley, tmp_path):
     store = Store(tmp_path)
     store.journal.write_text("{\n")
     store.note("failed", job, "one", reason="no memory")
-    assert store.failure(job, "one") == "no memory"
-    assert store.failure(job, "another") is None
+    assert str(store.failures("one")[job.directory]) == "no memory"
+    assert store.failures("another") == {}
     assert not store.run(job).is_finished
 
 

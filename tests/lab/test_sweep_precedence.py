@@ -67,7 +67,7 @@ def test_a_finished_run_that_was_altered_is_a_failure(toy_task, saved_models, tm
     content = json.loads(result.read_text())
     result.write_text(json.dumps({**content, "seed": 5}))
     (reason,) = run_locally(jobs, store, workers=1).values()
-    assert "altered" in reason
+    assert "altered" in str(reason)
     assert store.state(jobs[0], {jobs[0].directory}) is State.failed
 
 

@@ -12,6 +12,18 @@ import typer
 from rich.text import Text
 
 from peft_smop.cli.definitions import GFLOPS, MEMORY, SECONDS, TRAINED
+from peft_smop.cli.engines import (
+    Address,
+    CpusPerRun,
+    Engine,
+    EngineName,
+    EngineOption,
+    GpusPerRun,
+    Jobs,
+    Pack,
+    ReportTo,
+    reports_in,
+)
 from peft_smop.cli.named import names_in
 from peft_smop.cli.options import (
     METHOD,
@@ -79,14 +91,6 @@ def compare(
             rich_help_panel=METHOD,
         ),
     ] = 1,
-    pack: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Runs of the SMoP family that are trained at once, in one pass.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = 1,
     controls: Annotated[
         bool,
         typer.Option(
@@ -103,6 +107,13 @@ def compare(
     max_steps: MaxSteps = None,
     eval_steps: EvalSteps = None,
     options: SetForAll = None,
+    jobs: Jobs = 1,
+    pack: Pack = 1,
+    engine: EngineOption = EngineName.local,
+    address: Address = None,
+    cpus_per_run: CpusPerRun = 1,
+    gpus_per_run: GpusPerRun = 0,
+    report_to: ReportTo = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -151,6 +162,16 @@ def compare(
     about = [Path(part).name.split(".yaml")[0] for part in (task, model)]
     where = output or Path("runs") / "-".join(["compare", *about])
     quiet = Console(stderr=True, highlight=False, soft_wrap=True)
+    work = Engine(
+        engine,
+        quiet,
+        workers=jobs,
+        pack=pack,
+        report_to=reports_in(report_to),
+        address=address,
+        cpus_per_run=cpus_per_run,
+        gpus_per_run=gpus_per_run,
+    )
     try:
         groups = study(
             common,
@@ -158,8 +179,7 @@ def compare(
             seeds=range(seed, seed + seeds),
             trials=trials,
             output=where,
-            pack=pack,
-            console=quiet,
+            engine=work,
         )
     except KeyboardInterrupt:
         quiet.print(f"stopped; {where} is kept: the same command goes on with it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -46,7 +47,8 @@ def demo(
 
     Example: [bold]smop demo --seeds 5[/bold]
     """
-    from peft_smop.lab import RunSpec, run
+    from peft_smop.lab import Variant, study
+    from peft_smop.lab.local import run_locally
     from peft_smop.report import compare, draw
 
     console = Console(highlight=False)
@@ -56,27 +58,18 @@ def demo(
         f" {STEPS} steps of a frozen T5 with 1 M parameters. Three minutes on an idle core.",
         soft_wrap=True,
     )
-    groups: dict[str, list[Path]] = {}
-    for title, method in CANDIDATES.items():
-        for number in range(seed, seed + seeds):
-            spec = RunSpec.of(
-                {
-                    "task": "medley",
-                    "model": "embedded",
-                    "method": method,
-                    "seed": number,
-                    "training": {"max_steps": STEPS, "eval_steps": EVERY},
-                }
-            )
-            where = output / f"{method.get('routing', method['name'])}-s{number}"
-            run(
-                spec,
-                where,
-                resume=where.is_dir(),
-                console=Console(stderr=True, highlight=False),
-                title=title,
-            )
-            groups.setdefault(title, []).append(where)
+    groups = study(
+        {
+            "task": "medley",
+            "model": "embedded",
+            "training": {"max_steps": STEPS, "eval_steps": EVERY},
+        },
+        [Variant(title, method) for title, method in CANDIDATES.items()],
+        seeds=range(seed, seed + seeds),
+        trials=1,
+        output=output,
+        engine=partial(run_locally, console=Console(stderr=True, highlight=False)),
+    )
     picture = output / "comparison.png"
     draw(groups, picture, title="medley on the embedded T5: a demonstration, not evidence")
     rows = compare(groups)

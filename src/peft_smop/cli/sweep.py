@@ -7,10 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from peft_smop.cli.engines import (
+    Address,
+    CpusPerRun,
+    Engine,
+    EngineName,
+    EngineOption,
+    GpusPerRun,
+    Jobs,
+    Pack,
+    ReportTo,
+    duration,
+    reports_in,
+    summary,
+)
 from peft_smop.cli.named import names_in
 from peft_smop.cli.options import (
     DATA,
@@ -33,7 +45,6 @@ from peft_smop.tasks import check_task
 if TYPE_CHECKING:
     from peft_smop.lab.local import Standing
     from peft_smop.lab.sweep import Job
-    from peft_smop.lab.working import Store
 
 
 def sweep(
@@ -95,15 +106,13 @@ def sweep(
         bool,
         typer.Option("--dry-run", help="Say how many runs, and do none.", rich_help_panel=RUN),
     ] = False,
-    jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="Processes.", rich_help_panel=RUN)
-    ] = 1,
-    report_to: Annotated[
-        str | None,
-        typer.Option(
-            help="tensorboard, wandb, mlflow: the Trainer's own names.", rich_help_panel=RUN
-        ),
-    ] = None,
+    jobs: Jobs = 1,
+    pack: Pack = 1,
+    engine: EngineOption = EngineName.local,
+    address: Address = None,
+    cpus_per_run: CpusPerRun = 1,
+    gpus_per_run: GpusPerRun = 0,
+    report_to: ReportTo = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The store; runs/sweep-NAME.", rich_help_panel=RUN),
@@ -151,29 +160,36 @@ def sweep(
     from peft_smop.lab.local import standing
     from peft_smop.lab.sweep import jobs_of, load_sweep
     from peft_smop.lab.working import Store
-    from peft_smop.training.reporting import check_report_to
 
-    reports = tuple(_split(report_to) or ())
-    check_report_to(reports)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    work = Engine(
+        engine,
+        console,
+        workers=jobs,
+        pack=pack,
+        report_to=reports_in(report_to),
+        address=address,
+        cpus_per_run=cpus_per_run,
+        gpus_per_run=gpus_per_run,
+    )
     wanted = jobs_of(changes) if source is None else load_sweep(source, changes, small=small)
     named = "command" if source is None else Path(source).name.removesuffix(".yaml")
     store = Store(output or Path("runs") / f"sweep-{named}{'-small' if small else ''}")
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
     now = standing(wanted, store, workers=jobs)
-    console.print(_summary(now), markup=False)
+    console.print(summary(now), markup=False)
     if dry_run:
         _print_grid(Console(highlight=False), wanted, now)
         return
     begun = time.monotonic()
     try:
-        failed = _run(wanted, store, jobs, reports, console)
+        failed = work(wanted, store)
     except KeyboardInterrupt:
         console.print(f"stopped; {store.path} is kept: the same command goes on with it")
         raise typer.Exit(130) from None
     done = len(wanted) - len(failed)
     out = Console(highlight=False)
     out.print(
-        f"{done} of {len(wanted)} runs are finished, after {_duration(time.monotonic() - begun)}",
+        f"{done} of {len(wanted)} runs are finished, after {duration(time.monotonic() - begun)}",
         soft_wrap=True,
     )
     for directory, reason in failed.items():
@@ -181,72 +197,6 @@ def sweep(
     out.print(Text(f"next: smop report {store.path}", style="dim"), soft_wrap=True)
     if failed:
         raise typer.Exit(1)
-
-
-def _run(
-    wanted: list[Job],
-    store: Store,
-    workers: int,
-    report_to: tuple[str, ...],
-    console: Console,
-) -> dict[str, str]:
-    """Run what is not finished; why those failed that did."""
-    from peft_smop.lab.local import run_locally
-    from peft_smop.lab.working import State
-
-    if workers == 1 or not console.is_terminal:
-        seen: set[str] = set()
-
-        def tell(now: Standing) -> None:
-            for job in wanted:
-                state = now.states[job.directory]
-                if state in (State.finished, State.failed) and job.directory not in seen:
-                    seen.add(job.directory)
-                    console.print(f"{state.value}: {job.directory}; {_summary(now)}", markup=False)
-
-        return run_locally(
-            wanted, store, workers=workers, console=console, report_to=report_to, on_look=tell
-        )
-    with Live(console=console, transient=True, refresh_per_second=4) as live:
-        return run_locally(
-            wanted,
-            store,
-            workers=workers,
-            report_to=report_to,
-            on_look=lambda now: live.update(_live(now)),
-        )
-
-
-def _summary(now: Standing) -> str:
-    from peft_smop.lab.working import State
-
-    done, failed = now.count(State.finished), now.count(State.failed)
-    said = f"{len(now.jobs)} runs, {done} done"
-    if failed:
-        said += f", {failed} failed"
-    if done == len(now.jobs):
-        return said
-    if now.seconds_left is None:
-        return f"{said}; the time left is known when one has finished"
-    return f"{said}; about {_duration(now.seconds_left)} left"
-
-
-def _live(now: Standing) -> Table:
-    """The runs that run, under how far everything is."""
-    from peft_smop.lab.working import State
-
-    table = plain_table("running", "step", "validation")
-    for job in now.jobs:
-        if now.states[job.directory] is State.running:
-            step, score = now.steps[job.directory]
-            of = job.spec.training.max_steps
-            table.add_row(
-                Text(job.directory, overflow="ellipsis"),
-                f"{step}/{of}" if of else str(step),
-                "–" if score is None else f"{score:.1f}",
-            )
-    table.caption = _summary(now)
-    return table
 
 
 def _print_grid(console: Console, wanted: list[Job], now: Standing) -> None:
@@ -272,13 +222,6 @@ def _print_grid(console: Console, wanted: list[Job], now: Standing) -> None:
             f"{done} of {len(own)}",
         )
     console.print(table)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def _split(text: str | None) -> list[str] | None:

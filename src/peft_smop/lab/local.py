@@ -15,7 +15,7 @@ from statistics import mean
 import torch
 from rich.console import Console
 
-from peft_smop.errors import SMoPError
+from peft_smop.errors import RunError, SMoPError
 from peft_smop.lab.sweep import Job
 from peft_smop.lab.working import MOST_DEATHS, State, Store, remember, work
 from peft_smop.quiet import quiet_libraries
@@ -43,7 +43,7 @@ class Standing:
 
 def standing(jobs: Sequence[Job], store: Store, *, sitting: str = "", workers: int = 1) -> Standing:
     """Look at a store: which of the jobs are done, and how long the others may take."""
-    failed = {e["run"] for e in store.events(sitting) if e["event"] == "failed"}
+    failed = store.failures(sitting)
     states = {job.directory: store.state(job, failed) for job in jobs}
     steps: dict[str, tuple[int, float | None]] = {}
     paces, left = [], 0
@@ -82,17 +82,19 @@ def run_locally(
     jobs: Sequence[Job],
     store: Store,
     *,
-    workers: int,
+    workers: int = 1,
+    pack: int = 1,
     console: Console | None = None,
     report_to: Sequence[str] = (),
     on_look: Callable[[Standing], None] | None = None,
-) -> dict[str, str]:
+) -> dict[str, SMoPError]:
     """Run what is not finished in the store, in so many processes.
 
     Args:
         jobs: the sweep.
         store: its directory; other calls, here or elsewhere, may work on it too.
         workers: processes; one: this one.
+        pack: how many runs may share a pass, as for `units`.
         console: where this process says how its own runs go.
         report_to: as for `run`.
         on_look: told every half second how far the sweep is, where there are several processes.
@@ -105,16 +107,31 @@ def run_locally(
         CheckpointError: its records are damaged.
     """
     remember(store, jobs)
-    sitting = uuid.uuid4().hex[:12]
+    sitting = new_sitting()
     if workers == 1:
-        work(jobs, store, sitting, console=console, report_to=report_to)
+        work(jobs, store, sitting, pack=pack, console=console, report_to=report_to)
     else:
-        _in_processes(jobs, store, sitting, workers, report_to, on_look)
-    reasons = {job.directory: store.failure(job, sitting) for job in jobs}
+        tell = (
+            (lambda: on_look(standing(jobs, store, sitting=sitting, workers=workers)))
+            if on_look
+            else None
+        )
+        _in_processes(jobs, store, sitting, workers, pack, report_to, tell)
+    return unfinished(jobs, store, sitting)
+
+
+def new_sitting() -> str:
+    """A name for one call of an engine, whose failures are its own."""
+    return uuid.uuid4().hex[:12]
+
+
+def unfinished(jobs: Sequence[Job], store: Store, sitting: str) -> dict[str, SMoPError]:
+    """Why jobs are not finished after a sitting, by their directories."""
+    failed = store.failures(sitting)
     return {
-        job.directory: reasons[job.directory] or "its process ended"
+        job.directory: failed.get(job.directory, RunError("its process ended"))
         for job in jobs
-        if reasons[job.directory] is not None or not store.run(job).is_finished
+        if job.directory in failed or not store.run(job).is_finished
     }
 
 
@@ -123,15 +140,16 @@ def _in_processes(
     store: Store,
     sitting: str,
     workers: int,
+    pack: int,
     report_to: Sequence[str],
-    on_look: Callable[[Standing], None] | None,
+    tell: Callable[[], None] | None,
 ) -> None:
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // workers)
 
     def start() -> BaseProcess:
         process = context.Process(
-            target=_worker, args=(list(jobs), store, sitting, tuple(report_to), threads)
+            target=_worker, args=(list(jobs), store, sitting, pack, tuple(report_to), threads)
         )
         process.start()
         return process
@@ -141,8 +159,8 @@ def _in_processes(
     try:
         while any(process.is_alive() for process in crew):
             time.sleep(LOOK_SECONDS)
-            if on_look is not None:
-                on_look(standing(jobs, store, sitting=sitting, workers=workers))
+            if tell is not None:
+                tell()
             for place, process in enumerate(crew):
                 # a run that kills its process is left alone in the end, so that this ends too
                 if process.exitcode not in (None, 0) and replaced < MOST_DEATHS * len(jobs):
@@ -155,11 +173,16 @@ def _in_processes(
 
 
 def _worker(
-    jobs: list[Job], store: Store, sitting: str, report_to: tuple[str, ...], threads: int
+    jobs: list[Job],
+    store: Store,
+    sitting: str,
+    pack: int,
+    report_to: tuple[str, ...],
+    threads: int,
 ) -> None:
     """One process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us ends us
     quiet_libraries()
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    work(jobs, store, sitting, report_to=report_to)
+    work(jobs, store, sitting, pack=pack, report_to=report_to)

@@ -110,6 +110,8 @@ def run_packed(
     resume: bool = False,
     console: Console | None = None,
     titles: Sequence[str] | None = None,
+    report_to: Sequence[str] = (),
+    on_begin: Callable[[int, bool], None] | None = None,
 ) -> list[RunResult | SMoPError]:
     """Train several runs of one task and backbone at once; each ends as `run` would end it.
 
@@ -121,6 +123,8 @@ def run_packed(
         resume: go on with unfinished runs; finished ones return their results.
         console: where to say how it goes; quiet by default.
         titles: what the runs are called there.
+        report_to: as for `run`.
+        on_begin: as for `run`, with the run's place among `specs` first.
 
     Returns:
         For every run the content of its `result.json`, or the error that ended it.
@@ -142,6 +146,10 @@ def run_packed(
             if found is not None:
                 results[place] = found
                 continue
+            if on_begin is not None:
+                on_begin(
+                    place, again and last_complete_checkpoint(directory.checkpoints) is not None
+                )
             begun[place] = begin(spec, directory, resume=again, overwrite=False)
             # at once, so that no more than two backbones are ever held
             share_backbone(next(iter(begun.values())).prepared.model, begun[place].prepared.model)
@@ -160,7 +168,8 @@ def run_packed(
         with bars(console) as progress:
             names = titles or [spec.method.name for spec in specs]
             trainings = [
-                one.training(names[place], progress, resume=resume) for place, one in begun.items()
+                one.training(names[place], progress, resume=resume, report_to=report_to)
+                for place, one in begun.items()
             ]
             if trainings:
                 fit_packed(trainings, on_end=on_end)

@@ -10,20 +10,30 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from traceback import format_exc
 from typing import Any
 
 from rich.console import Console
 
+from peft_smop import errors
 from peft_smop.errors import RunError, RunInUseError, SMoPError
-from peft_smop.lab.run import run
+from peft_smop.lab.run import run, run_packed
 from peft_smop.lab.sweep import Job
-from peft_smop.results import RunDirectory, append_line, read_lines, read_object, write_json
+from peft_smop.methods import can_pack
+from peft_smop.results import (
+    RunDirectory,
+    RunResult,
+    append_line,
+    read_lines,
+    read_object,
+    write_json,
+)
 
 LOOK_AGAIN_SECONDS = 0.5
 MOST_DEATHS = 3
@@ -73,22 +83,23 @@ class Store:
             },
         )
 
-    def events(self, sitting: str) -> list[dict[str, Any]]:
-        """What the journal has of one sitting."""
+    def events(self, sitting: str | None = None) -> list[dict[str, Any]]:
+        """What the journal has of one sitting; None: of all."""
         if not self.journal.is_file():
             return []
         # a line that was torn, by a full disk or a crash, is nobody's
         lines = read_lines(self.journal, "a journal of runs", whole=False)
-        return [line for line in lines if line.get("sitting") == sitting]
+        return [line for line in lines if sitting is None or line.get("sitting") == sitting]
 
-    def failure(self, job: Job, sitting: str) -> str | None:
-        """Why a job failed in this sitting; None: it did not."""
-        for line in self.events(sitting):
-            if line["event"] == "failed" and line["run"] == job.directory:
-                return str(line["reason"])
-        return None
+    def failures(self, sitting: str) -> dict[str, SMoPError]:
+        """Why runs failed in this sitting, by their directories."""
+        return {
+            line["run"]: _as_error(str(line.get("kind")), str(line["reason"]))
+            for line in self.events(sitting)
+            if line["event"] == "failed"
+        }
 
-    def state(self, job: Job, failed: set[str]) -> State:
+    def state(self, job: Job, failed: Container[str]) -> State:
         """Where a job stands.
 
         Args:
@@ -103,11 +114,55 @@ class Store:
         return State.running if (directory.path / ".lock").exists() else State.waiting
 
 
+def _as_error(kind: str, reason: str) -> SMoPError:
+    """An error of another process."""
+    found = vars(errors).get(kind)
+    if isinstance(found, type) and issubclass(found, SMoPError):
+        return found(reason)
+    return RunError(reason)
+
+
+def units(jobs: Sequence[Job], pack: int = 1) -> list[tuple[Job, ...]]:
+    """What is worked on at once: one run, or several that share their passes.
+
+    Args:
+        jobs: a sweep.
+        pack: how many runs may share a pass, where their methods can and they differ in nothing
+            that a pass needs; see `fit_packed`.
+
+    Returns:
+        Every job once, in the order of the first of each unit.
+    """
+    alone = [(place, [job]) for place, job in enumerate(jobs) if pack == 1 or not _packs(job)]
+    alike: dict[tuple[object, ...], list[tuple[int, Job]]] = {}
+    for place, job in enumerate(jobs):
+        if pack > 1 and _packs(job):
+            alike.setdefault(_of_a_pass(job), []).append((place, job))
+    for same in alike.values():
+        for start in range(0, len(same), pack):
+            part = same[start : start + pack]
+            alone.append((part[0][0], [job for _, job in part]))
+    return [tuple(unit) for _, unit in sorted(alone, key=lambda found: found[0])]
+
+
+def _packs(job: Job) -> bool:
+    return can_pack(job.spec.method) and not job.spec.training.keep_texts
+
+
+def _of_a_pass(job: Job) -> tuple[object, ...]:
+    """What runs that share a pass have in common."""
+    spec, options = job.spec, job.spec.training
+    data = (spec.task, spec.data, spec.preset, spec.model)
+    return (*data, options.max_length, options.precision, options.dropout,
+            options.gradient_checkpointing)  # fmt: skip
+
+
 def work(
     jobs: Sequence[Job],
     store: Store,
     sitting: str,
     *,
+    pack: int = 1,
     console: Console | None = None,
     report_to: Sequence[str] = (),
 ) -> None:
@@ -117,68 +172,95 @@ def work(
         jobs: in the order in which they are wanted.
         store: where their directories are.
         sitting: a name that all processes of one call share: what failed in it is not tried again.
+        pack: as for `units`.
         console: where to say how it goes.
         report_to: as for `run`.
     """
-    waiting = list(jobs)
+    waiting = units(jobs, pack)
     while waiting:
         before = len(waiting)
-        waiting = [job for job in waiting if not _take(job, store, sitting, console, report_to)]
+        waiting = [
+            unit
+            for unit in waiting
+            if not take(unit, store, sitting, console=console, report_to=report_to)
+        ]
         if len(waiting) == before:  # others work on them; one of these may be killed
             time.sleep(LOOK_AGAIN_SECONDS)
 
 
-def _take(
-    job: Job,
+def take(
+    unit: Sequence[Job],
     store: Store,
     sitting: str,
-    console: Console | None,
-    report_to: Sequence[str],
+    *,
+    console: Console | None = None,
+    report_to: Sequence[str] = (),
 ) -> bool:
-    """Do a job, unless another process does; whether there is nothing left to do of it."""
-    directory = store.run(job)
-    if store.failure(job, sitting) is not None:
-        return True
-    begun = False
+    """Do a unit of work, unless another process does; whether nothing is left to do of it."""
+    failed = store.failures(sitting)
+    jobs = [job for job in unit if job.directory not in failed]
+    begun: list[Job] = []
 
-    def on_begin(resumed: bool) -> None:
-        nonlocal begun
+    def on_begin(place: int, resumed: bool) -> None:
+        job = jobs[place]
         own = [e["event"] for e in store.events(sitting) if e["run"] == job.directory]
         ended = max((i for i, event in enumerate(own) if event != "started"), default=-1)
         deaths = own[ended + 1 :]
         if len(deaths) >= MOST_DEATHS:
             raise RunError(
-                f"{directory.path} ended its process {len(deaths)} times, as too much memory would;"
-                " run it alone by smop train --resume to see why"
+                f"{store.run(job).path} ended its process {len(deaths)} times, as too much memory"
+                " would; run it alone by smop train --resume to see why"
             )
         store.note("started", job, sitting, resumed=resumed)
-        begun = True
+        begun.append(job)
 
+    def note_failed(job: Job, error: Exception, **more: Any) -> None:
+        reason = str(error) if isinstance(error, SMoPError) else f"{type(error).__name__}: {error}"
+        reason = reason.split("\n")[0] if more else reason
+        with suppress(SMoPError):  # a full disk may be the very reason
+            store.note("failed", job, sitting, kind=type(error).__name__, reason=reason, **more)
+
+    places = [store.run(job).path for job in jobs]
     try:
-        run(
-            job.spec,
-            directory.path,
-            resume=directory.path.is_dir(),
-            console=console,
-            title=job.name,
-            report_to=report_to,
-            on_begin=on_begin,
-        )
+        outcomes: Sequence[RunResult | SMoPError]
+        if len(jobs) > 1:
+            outcomes = run_packed(
+                [job.spec for job in jobs],
+                places,
+                resume=True,
+                console=console,
+                titles=[job.name for job in jobs],
+                report_to=report_to,
+                on_begin=on_begin,
+            )
+        else:
+            outcomes = [
+                run(
+                    job.spec,
+                    place,
+                    resume=place.is_dir(),
+                    console=console,
+                    title=job.name,
+                    report_to=report_to,
+                    on_begin=partial(on_begin, 0),
+                )
+                for job, place in zip(jobs, places, strict=True)
+            ]
     except RunInUseError:
         return False
     except SMoPError as error:
-        with suppress(SMoPError):  # a full disk may be the very reason
-            store.note("failed", job, sitting, reason=str(error))
-        return True
+        outcomes = [error] * len(jobs)
     except Exception as error:
         # a defect, of ours or of a library; it is kept for whoever mends it, and the rest go on
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        with suppress(SMoPError):
-            store.note("failed", job, sitting, reason=reason, traceback=format_exc())
+        for job in jobs:
+            note_failed(job, error, traceback=format_exc())
         return True
-    if begun:
-        with suppress(SMoPError):
-            store.note("finished", job, sitting)
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        if isinstance(outcome, SMoPError):
+            note_failed(job, outcome)
+        elif job in begun:
+            with suppress(SMoPError):
+                store.note("finished", job, sitting)
     return True
 
 
