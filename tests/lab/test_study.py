@@ -61,6 +61,19 @@ def test_the_rate_is_chosen_by_validation_on_the_first_seed_and_the_log_says_wha
     assert len(list(tmp_path.glob("runs/*"))) == 2 * (3 + 1)
 
 
+@pytest.mark.parametrize("place", ["linear-s0", "runs/smop-lr0.5-s0-1a2b3c4d"])
+def test_runs_that_are_named_in_another_way_are_not_mixed_with(
+    place, toy_task, saved_models, tmp_path
+):
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "spec.yaml").write_text("task: toy\n")
+    before = sorted(tmp_path.rglob("*"))
+    setting = common(toy_task, saved_models["t5"])
+    with pytest.raises(RunError, match=f"holds runs that no sweep made.*{place}.*give --output"):
+        study(setting, [variant("smop")], seeds=[0], trials=1, output=tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_every_method_gets_the_same_number_of_trials_or_none_runs(tmp_path):
     with pytest.raises(ConfigError, match="trials=2 exceeds the 1 learning rates that lora-8:lr"):
         study(

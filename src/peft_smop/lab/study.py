@@ -71,11 +71,7 @@ def study(
     }
     if trials > 1:
         _check_test_is_fixed([_spec(common, variants[0], None, seed) for seed in seeds])
-    if (output / "search.json").is_file() and not (output / "sweep.json").is_file():
-        raise RunError(
-            f"{output} holds runs of an earlier release, named in another way; give --output"
-            " another directory, so that the two are not mixed"
-        )
+    _check_own(output)
     store = Store(output)
     rates: dict[str, Rate | None] = {one.name: spaces[one.name][0] for one in variants}
     if trials > 1:
@@ -151,6 +147,22 @@ def _log(path: Path) -> list[dict[str, Any]]:
             " trials; delete it, as it is written anew from the runs"
         )
     return entries
+
+
+def _check_own(output: Path) -> None:
+    """Refuse a directory in which runs would be mixed with others that no sweep made.
+
+    Raises:
+        RunError: with what to give instead.
+    """
+    if (output / "sweep.json").is_file():
+        return
+    others = [*output.glob("*/spec.yaml"), *output.glob("runs/*/spec.yaml")]
+    if others:
+        raise RunError(
+            f"{output} holds runs that no sweep made, or an earlier release ({others[0].parent});"
+            " give --output another directory, so that the two are not mixed"
+        )
 
 
 def _check(
