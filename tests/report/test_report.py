@@ -243,6 +243,12 @@ def test_what_is_no_run_is_one_sentence(smop, tmp_path):
         gather([tmp_path])
 
 
+def test_ticks_of_a_logarithmic_axis_do_not_touch():
+    from peft_smop.report.figures import legible
+
+    assert legible([2, 4, 5, 6, 10, 12, 20, 30, 40, 50, 60, 100]) == [2, 4, 6, 10, 20, 30, 50, 100]
+
+
 def test_many_series_are_told_apart(groups, tmp_path):
     from peft_smop.report.figures import _styles
 

@@ -26,6 +26,9 @@ MOST_BANDS = 5
 MOST_CURVES = 12
 """More curves in one picture are a tangle: those of the best mean scores are drawn."""
 
+LEAST_RATIO = 1.4
+"""Of neighbouring ticks on a logarithmic axis."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -151,9 +154,10 @@ def _spread_of_seeds(groups: Sequence[Group]) -> Figure:
 def _curves(groups: Sequence[Group]) -> Figure | None:
     """Validation scores over steps: the mean over seeds; of few methods, lowest to highest too."""
     panels = _panels(groups)
-    styles = _styles([g.label for g in groups])
-    shown = sorted(styles, key=lambda label: -max(g.mean for g in groups if g.label == label))
-    shown = shown[:MOST_CURVES]
+    labels = list(dict.fromkeys(g.label for g in groups))
+    best = sorted(labels, key=lambda label: -max(g.mean for g in groups if g.label == label))
+    shown = [label for label in labels if label in best[:MOST_CURVES]]
+    styles = _styles(shown)
     figure, axes = _axes(len(panels))
     last: Any = None
     for title, own in panels.items():
@@ -179,6 +183,8 @@ def _curves(groups: Sequence[Group]) -> Figure | None:
     if last is None:
         return None
     _legend(figure, last)
+    if len(shown) < len(labels):
+        figure.suptitle(f"the best {len(shown)} of {len(labels)} by mean test score", fontsize=8)
     return figure
 
 
@@ -316,13 +322,22 @@ def _figure1(groups: Sequence[Group]) -> Figure | None:
     for ax in (left, right):
         ax.set_xlabel("total length of the prompts, tokens")
         ax.set_xscale("log")
-        totals = sorted({n for found in series.values() for n in found})
-        ax.set_xticks(totals, [str(n) for n in totals])
+        ticks = legible(sorted({n for found in series.values() for n in found}))
+        ax.set_xticks(ticks, [str(n) for n in ticks])
         ax.minorticks_off()
     left.set_ylabel("test score, %")
     right.set_ylabel("peak memory of training, MiB")
     _legend(figure, left)
     return figure
+
+
+def legible(values: Sequence[int]) -> list[int]:
+    """Those of rising values whose labels do not touch on a logarithmic axis."""
+    kept: list[int] = []
+    for value in values:
+        if not kept or value >= LEAST_RATIO * kept[-1]:
+            kept.append(value)
+    return kept
 
 
 def _memory(groups: Sequence[Group]) -> float | None:
