@@ -95,7 +95,7 @@ def _latex(title: str, found: Sequence[Table], pictures: Sequence[Picture]) -> s
     )
     return (
         "\\documentclass{article}\n\\usepackage[margin=2cm]{geometry}\n"
-        "\\usepackage{booktabs,xcolor,graphicx,adjustbox}\n\\begin{document}\n"
+        "\\usepackage{booktabs,xcolor,graphicx}\n\\begin{document}\n"
         f"\\section*{{{latex_text(title)}}}\n\n"
         + "\n".join(table.latex() for table in found)
         + "\n"

@@ -12,6 +12,8 @@ from enum import StrEnum
 GAP = 2
 """Spaces between the columns of a terminal's table."""
 MISSING = "missing"
+FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
+"""LaTeX that makes a box as narrow as the line, if it is wider."""
 
 
 class Tone(StrEnum):
@@ -55,19 +57,19 @@ class Table:
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), ""])
 
     def latex(self) -> str:
-        """As LaTeX with booktabs, adjustbox and, for the paper's figures in grey, xcolor."""
+        """As LaTeX with booktabs, graphicx and, for the paper's figures in grey, xcolor."""
         align = "l" + "r" * (len(self.columns) - 1)
         body = "\n".join(
             " & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in self.rows
         )
         notes = "".join(f" {latex_text(note)}." for note in self.notes)
         return (
-            "\\begin{table}[htbp]\n\\centering\\small\n\\begin{adjustbox}{max width=\\linewidth}\n"
+            "\\begin{table}[htbp]\n\\centering\\small\n" + FITTED + "{%\n"
             f"\\begin{{tabular}}{{{align}}}\n\\toprule\n"
             + " & ".join(latex_text(column) for column in self.columns)
             + " \\\\\n\\midrule\n"
             + body
-            + "\n\\bottomrule\n\\end{tabular}\n\\end{adjustbox}\n"
+            + "\n\\bottomrule\n\\end{tabular}}\n"
             f"\\caption{{{latex_text(self.title)}.{notes}}}\n\\label{{tab:{self.name}}}\n\\end{{table}}\n"
         )
 
