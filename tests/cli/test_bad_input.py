@@ -91,6 +91,7 @@ def test_options_that_cannot_be(smop, toy_task, saved_models, tmp_path):
     refused(smop(*base, "--method", "single", "-k", 4), "num_prompts=4", "single")
     refused(smop(*base, "--lr", -1), "learning_rate=-1")
     refused(smop(*base, "--init", "luck"), "init='luck'")
+    refused(smop(*base, "--report-to", "tensorbord"), "did you mean tensorboard")
     refused(smop(*base, "--precision", "int8"), "precision='int8'")
     refused(smop(*base, "--init", "adapter", "--init-adapter", tmp_path / "no"), tmp_path / "no")
     assert not (tmp_path / "run" / "result.json").exists()

@@ -46,7 +46,7 @@ Pack: TypeAlias = Annotated[
 EngineOption: TypeAlias = Annotated[
     EngineName,
     typer.Option(
-        help="Processes of this machine, or a Ray cluster's (peft-smop[ray]).",
+        help=r"Processes of this machine, or a Ray cluster's (peft-smop\[ray]).",
         rich_help_panel=ENGINES,
     ),
 ]

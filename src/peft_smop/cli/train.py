@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from peft_smop.cli.engines import ReportTo, reports_in
 from peft_smop.cli.named import default_name
 from peft_smop.cli.options import (
     METHOD,
@@ -176,6 +177,7 @@ def train(
             rich_help_panel=RUN,
         ),
     ] = None,
+    report_to: ReportTo = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a stopped run.", rich_help_panel=RUN)
     ] = False,
@@ -250,6 +252,7 @@ def train(
         "training": {**chosen.training, **training_options},
     }
     spec = RunSpec.of(content)
+    reports = reports_in(report_to)
     name = name_of(spec, chosen)
     where = output or Path("runs") / default_name(spec.task, spec.model, name, spec.seed)
     try:
@@ -258,6 +261,7 @@ def train(
             where,
             resume=resume,
             overwrite=overwrite,
+            report_to=reports,
             console=console,
             title=name_of(spec, chosen),
             certified=True,
