@@ -2,6 +2,7 @@
 
 import csv
 import time
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -155,14 +156,20 @@ def test_the_shapes_have_the_published_number_of_parameters(name, parameters):
 
 
 def test_the_paper_s_tables_9_to_11_average_to_its_table_1():
-    from peft_smop.report.costs import PAPER_COSTS
+    from peft_smop.report import paper
 
-    with PAPER_COSTS.open() as lines:
-        rows = list(csv.DictReader(lines))
-    assert len(rows) == 32
-    for row in rows:
-        six = [float(row[task]) for task in SUPERGLUE]
-        assert mean(six) == pytest.approx(float(row["average"]), abs=0.06), row
+    groups: dict[tuple[str, ...], dict[str, float]] = {}
+    with (Path(paper.__file__).parent / "paper_tables.csv").open() as file:
+        for row in csv.DictReader(line for line in file if not line.startswith("#")):
+            if row["table"] in ("9", "10", "11"):
+                asked = ("table", "model", "method", "total_prompt_length", "metric")
+                own = groups.setdefault(tuple(row[key] for key in asked), {})
+                own[row["task"].lower()] = float(row["mean"])
+    assert len(groups) == 24
+    for place, found in groups.items():
+        assert mean(found[task] for task in SUPERGLUE) == pytest.approx(
+            found["average"], abs=0.06
+        ), place
 
 
 def test_ratios_are_ours_and_the_paper_s_where_it_has_them():

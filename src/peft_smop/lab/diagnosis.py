@@ -98,7 +98,9 @@ def _rate(signs: Signs) -> Finding | None:
 
 
 def _dropout(signs: Signs) -> Finding | None:
-    if signs.loss_dropping < DROPPED * signs.loss_after:
+    # what was trained under much dropout may even be worse without it
+    less, more = sorted((signs.loss_dropping, signs.loss_after))
+    if more < DROPPED * less:
         return None
     return Finding(
         "the backbone's dropout hides what prompts do",
