@@ -69,13 +69,13 @@ def test_help_lists_and_typing_errors_import_nothing_heavy():
 
 def test_the_names_of_options_are_those_that_there_are():
     from peft_smop.methods import MethodSpec
-    from peft_smop.names import METHOD_OPTIONS, ROUTINGS, TRAINING_OPTIONS
+    from peft_smop.names import method_options, routings, training_options
     from peft_smop.training import TrainingOptions
     from peft_smop.tuner.strategies import STRATEGIES
 
-    assert set(METHOD_OPTIONS) == set(MethodSpec.model_fields)
-    assert set(TRAINING_OPTIONS) == set(TrainingOptions.model_fields)
-    assert set(ROUTINGS) == set(STRATEGIES)
+    assert set(method_options()) == set(MethodSpec.model_fields)
+    assert set(training_options()) == set(TrainingOptions.model_fields)
+    assert set(routings()) == set(STRATEGIES)
 
 
 @pytest.mark.parametrize(

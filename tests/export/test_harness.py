@@ -1,6 +1,7 @@
 """In lm-evaluation-harness an adapter scores what it scores here."""
 
 import json
+from importlib import import_module
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from peft_smop.errors import ConfigError
 from peft_smop.tasks import Example
 
 lm_eval = pytest.importorskip("lm_eval", reason="pip install lm-eval")
+import_module("peft_smop.export.harness")  # the harness then knows the model `smop`
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
@@ -47,8 +49,6 @@ def test_its_own_task_has_the_score_that_smop_evaluate_gives(
     code, _, err = smop("export", run, "-o", out, "--format", "lm-eval")
     assert code == 0, err
     smop("evaluate", run, "-o", tmp_path / "score.json")
-    import peft_smop.export.harness  # noqa: F401
-
     said = lm_eval.simple_evaluate(
         model="smop",
         model_args={"pretrained": str(run), "batch_size": 7},
@@ -99,6 +99,22 @@ def test_a_continuation_is_greedy_where_the_model_would_write_it(saved_models, t
     assert said[0][0] > said[1][0]
     options = {"until": [" "], "max_gen_toks": 3}
     assert model.generate_until([Request(context, options)]) == [written.split(" ")[0]]
+
+
+def test_what_means_nothing_here_is_refused_and_not_left_out(saved_models, tmp_path):
+    from peft_smop.export.harness import SMoPLM
+
+    adapter = str(save(saved_models["llama"], tmp_path / "a"))
+    with pytest.raises(ConfigError, match="unknown model argument 'devise'; did you mean device"):
+        SMoPLM(adapter, devise="cpu")
+    model = SMoPLM(adapter, device="cpu", max_batch_size=None)
+    with pytest.raises(ConfigError, match="unknown generation option 'num_beams'"):
+        model.generate_until([Request(TEXTS[0], {"until": [], "num_beams": 4})])
+    drawn = {"until": [], "max_gen_toks": 6, "temperature": 50.0}
+    cold = {"until": [], "max_gen_toks": 6, "temperature": 0.0}
+    torch.manual_seed(0)
+    warm, greedy = (model.generate_until([Request(TEXTS[0], o)]) for o in (drawn, cold))
+    assert warm != greedy
 
 
 def test_the_task_s_file_says_what_the_harness_needs(saved_models, toy_task, tmp_path, smop):

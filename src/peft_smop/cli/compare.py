@@ -41,7 +41,7 @@ from peft_smop.cli.options import (
 )
 from peft_smop.cli.show import or_dash, typed_options
 from peft_smop.cli.terminal import Console
-from peft_smop.names import DEFAULT_MODEL, TRAINING_OPTIONS, check_options
+from peft_smop.names import DEFAULT_MODEL, check_options, training_options
 from peft_smop.tasks import check_task
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def compare(
     """
     check_task(task)
     settings = typed_options(options or [])
-    check_options(settings, TRAINING_OPTIONS)
+    check_options(settings, training_options())
     names = names_in(methods)
     from peft_smop.lab import matched_controls, study, variant
     from peft_smop.report import compare as compare_runs

@@ -10,8 +10,8 @@ import typer
 from peft_smop.cli.named import check_path
 from peft_smop.cli.options import BackboneOfTrained, TaskOfAdapter, TrainedPath
 from peft_smop.cli.terminal import Console
-from peft_smop.errors import RunError
 from peft_smop.names import FORMATS, check_format
+from peft_smop.results import check_vacant
 
 
 def export(
@@ -31,8 +31,7 @@ def export(
     """
     check_format(format)
     check_path(path)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunError(f"{output} exists and is not an empty directory; give another -o")
+    check_vacant(output)
     from peft_smop.export import export as write
 
     said = write(path, output, format=format, model=model, task=task)

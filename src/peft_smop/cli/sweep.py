@@ -39,7 +39,7 @@ from peft_smop.cli.options import (
 from peft_smop.cli.show import plain_table, typed_options
 from peft_smop.cli.terminal import Console
 from peft_smop.errors import ConfigError
-from peft_smop.names import TRAINING_OPTIONS, check_options, typed
+from peft_smop.names import check_options, training_options, typed
 from peft_smop.tasks import check_task
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def sweep(
     training = {"recipe": recipe, "max_steps": max_steps, "eval_steps": eval_steps}
     training = {key: value for key, value in training.items() if value is not None}
     settings = typed_options(options or [])
-    check_options(settings, TRAINING_OPTIONS)
+    check_options(settings, training_options())
     for key, value in settings.items():
         if training.get(key, value) != value:
             raise ConfigError(

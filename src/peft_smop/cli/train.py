@@ -27,11 +27,11 @@ from peft_smop.cli.terminal import Console
 from peft_smop.errors import ConfigError
 from peft_smop.names import (
     DEFAULT_MODEL,
-    METHOD_OPTIONS,
-    TRAINING_OPTIONS,
     check_names,
     check_options,
     check_routing,
+    method_options,
+    training_options,
     typed,
 )
 from peft_smop.tasks import check_task
@@ -196,7 +196,7 @@ def train(
     check_names([method])
     check_routing(routing)
     settings = typed_options(options or [])
-    check_options(settings, METHOD_OPTIONS + TRAINING_OPTIONS)
+    check_options(settings, method_options() + training_options())
     check_routing(settings.get("routing"))
     from peft_smop.lab import RunSpec, name_of, run, variant
     from peft_smop.methods import MethodSpec
@@ -231,10 +231,10 @@ def train(
         "max_length": max_length,
         "precision": precision,
     }
-    method_options = {key: value for key, value in asked.items() if value is not None}
-    training_options = {key: value for key, value in trained.items() if value is not None}
+    of_method = {key: value for key, value in asked.items() if value is not None}
+    of_training = {key: value for key, value in trained.items() if value is not None}
     for key, value in settings.items():
-        target = method_options if key in MethodSpec.model_fields else training_options
+        target = of_method if key in MethodSpec.model_fields else of_training
         if target.get(key, value) != value:
             raise ConfigError(
                 f"--set {key}={value} contradicts --{key.replace('_', '-')} {target[key]};"
@@ -248,8 +248,8 @@ def train(
         "train_examples": train_examples,
         "model": model,
         "seed": seed,
-        "method": {**chosen.method, **method_options},
-        "training": {**chosen.training, **training_options},
+        "method": {**chosen.method, **of_method},
+        "training": {**chosen.training, **of_training},
     }
     spec = RunSpec.of(content)
     reports = reports_in(report_to)

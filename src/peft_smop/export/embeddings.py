@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from peft_smop.errors import ConfigError
 from peft_smop.export.source import Exported
 from peft_smop.predictor import save_beside
-from peft_smop.results import sha256_of, write_json
+from peft_smop.results import sha256_of, write_json, writing
 
 TENSORS, DESCRIPTION = "embeddings.safetensors", "embeddings.json"
 FORMAT_VERSION = 1
@@ -50,7 +50,8 @@ def export_embeddings(exported: Exported, directory: Path) -> dict[str, Any]:
         if adapter.router is not None:
             tensors["router"] = adapter.router_matrix()
     path = directory / TENSORS
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    with writing(path):
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
     strategy = adapter.strategy
     description = {
         "format_version": FORMAT_VERSION,

@@ -21,7 +21,7 @@ from torch import Tensor
 from peft_smop.errors import ExportError
 from peft_smop.export.modules import BATCH, GRAPHS, LENGTH, SLOTS, WRITTEN, Graph
 from peft_smop.export.source import Exported
-from peft_smop.results import sha256_of, write_json
+from peft_smop.results import sha256_of, write_json, writing
 
 TOLERANCE = 1e-4
 """How far a graph's numbers may be from the model's, in parts of the largest of them, or of 1."""
@@ -63,7 +63,8 @@ def export_onnx(exported: Exported, directory: Path) -> dict[str, Any]:
             batch.update(said)  # a decoder reads the states of the encoder before it
         graphs[path.name] = {"inputs": _described(kind), "outputs": list(kind.outputs)}
     formulation = exported.loaded.formulation
-    formulation.tokenizer.save_pretrained(str(directory))
+    with writing(directory):
+        formulation.tokenizer.save_pretrained(str(directory))
     manifest = {
         "format_version": FORMAT_VERSION,
         "kind": exported.predictor.kind,
@@ -71,6 +72,7 @@ def export_onnx(exported: Exported, directory: Path) -> dict[str, Any]:
         "opset": opset,
         "precision": "fp32",
         "template": formulation.task.template,
+        "cue": formulation.cue,
         "labels": list(formulation.task.labels),
         "answers": [list(answer) for answer in formulation.answers],
         "max_length": exported.room,
@@ -81,8 +83,6 @@ def export_onnx(exported: Exported, directory: Path) -> dict[str, Any]:
     start = getattr(model.config, "decoder_start_token_id", None)
     if exported.predictor.kind == "SEQ_2_SEQ_LM":
         manifest["decoder_start_token_id"] = start
-    if exported.predictor.kind == "CAUSAL_LM":
-        manifest["cue"] = formulation.cue  # type: ignore[attr-defined]
     write_json(directory / MANIFEST, manifest)
     return manifest
 
@@ -138,6 +138,7 @@ def _write(graph: Graph, given: Mapping[str, Tensor], prompt: int, path: Path) -
                 verbose=False,
             )
             assert program is not None
+        with writing(path):
             program.save(path)
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().split("\n")[0]

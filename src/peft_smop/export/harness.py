@@ -17,10 +17,16 @@ import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from peft_smop.errors import ConfigError
+from peft_smop.errors import ConfigError, unknown
 from peft_smop.predictor import Predictor
 from peft_smop.scoring import Formulation
 from peft_smop.tasks import Example
+
+OURS = ("pretrained", "batch_size", "task", "model", "device")
+OF_EVERY_MODEL = ("max_batch_size",)
+SAMPLING = ("temperature", "top_p", "top_k")
+"""Options that mean something only where what is written is drawn."""
+OF_GENERATION = ("until", "max_gen_toks", "do_sample", *SAMPLING)
 
 
 @register_model("smop")
@@ -32,10 +38,12 @@ class SMoPLM(LM):
         batch_size: contexts in a pass.
         task: for an adapter that was saved without its task.
         model: the backbone; by default the one that it was trained on.
-        options: others that the harness hands to every model, which are not used.
+        device: as torch names it.
+        options: those that the harness hands to every model and that mean nothing here.
 
     Raises:
-        ConfigError: the backbone is an encoder, or the batch size is no number.
+        ConfigError: the backbone is an encoder, the batch size is no number, or an option is
+            unknown.
     """
 
     def __init__(
@@ -44,12 +52,21 @@ class SMoPLM(LM):
         batch_size: int | str = 32,
         task: str | None = None,
         model: str | None = None,
+        device: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ConfigError(f"batch_size={batch_size!r} must be a whole number of at least 1")
-        self.predictor = Predictor.load(pretrained, task=task, model=model)
+        for name in options:
+            if name not in OF_EVERY_MODEL:
+                raise unknown("model argument", name, OURS)
+        self.predictor = Predictor.load(
+            pretrained,
+            task=task,
+            model=model,
+            device=None if device is None else torch.device(device),
+        )
         if self.predictor.kind == "SEQ_CLS":
             raise ConfigError(
                 f"{pretrained} is on an encoder, whose head gives no probability of a text; score"
@@ -113,12 +130,18 @@ class SMoPLM(LM):
         written = []
         for request in requests:
             context, options = request.args
+            for name in options:
+                if name not in OF_GENERATION:
+                    raise unknown("generation option", name, OF_GENERATION)
+            samples = bool(options.get("do_sample", options.get("temperature", 0) > 0))
+            drawn = {key: options[key] for key in SAMPLING if key in options} if samples else {}
             stops = options.get("until") or []
             (text,) = self.predictor.generate(
                 [context],
                 raw=True,
                 max_new_tokens=int(options.get("max_gen_toks", 256)),
-                do_sample=bool(options.get("do_sample", False)),
+                do_sample=samples,
+                **drawn,
             )
             for stop in [stops] if isinstance(stops, str) else stops:
                 text = text.split(stop)[0] if stop else text
@@ -127,12 +150,11 @@ class SMoPLM(LM):
 
     def _context(self, context: str) -> list[int]:
         """The tokens of a context; with the task's cue at its end those that were trained."""
-        cue = getattr(self.formulation, "cue", "")
         if not context.strip():
             raise ConfigError("a request has an empty context, which the router cannot read")
-        if not context.endswith(cue):
+        if not context.endswith(self.formulation.cue):
             return self.formulation.plain(context)
-        text = context.removesuffix(cue)
+        text = context.removesuffix(self.formulation.cue)
         return self.formulation.encode(Example("request", text, None))["input_ids"]
 
     def _answer(self, continuation: str) -> list[int]:

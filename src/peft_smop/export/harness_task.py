@@ -60,7 +60,7 @@ def export_task(
         "dataset_kwargs": {"data_files": {"test": str(place.resolve() / ROWS)}},
         "test_split": "test",
         "output_type": "multiple_choice",
-        "doc_to_text": "{{text}}" + getattr(formulation, "cue", ""),
+        "doc_to_text": "{{text}}" + formulation.cue,
         "doc_to_target": "answer",
         "doc_to_choice": list(trained.task.verbalizers),
         "target_delimiter": " ",

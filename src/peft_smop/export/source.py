@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from peft_smop.errors import ConfigError, RunError
+from peft_smop.errors import ConfigError
 from peft_smop.predictor import Loaded, Predictor
 from peft_smop.predictor.finding import Source
-from peft_smop.results import writing
+from peft_smop.results import check_vacant, writing
 from peft_smop.tuner import SMoPModel
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 
@@ -78,15 +78,15 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises:
         RunError: something is there, or the place cannot be written to.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"{path} exists and is not an empty directory; give another -o")
+    check_vacant(path)
     made = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
     with writing(path):
         made.mkdir(parents=True)
-        try:
-            yield made
+    try:
+        yield made
+        with writing(path):
             if path.exists():
                 path.rmdir()
             made.rename(path)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

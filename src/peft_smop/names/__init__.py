@@ -15,11 +15,11 @@ from peft_smop.names.methods import (
 )
 from peft_smop.names.models import DEFAULT_MODEL, KNOWN_NAMES
 from peft_smop.names.options import (
-    METHOD_OPTIONS,
-    ROUTINGS,
-    TRAINING_OPTIONS,
     check_options,
     check_routing,
+    method_options,
+    routings,
+    training_options,
 )
 from peft_smop.names.variants import SHORT, Listed, check_names, listed, typed
 
@@ -28,13 +28,10 @@ __all__ = [
     "DESCRIBED",
     "FORMATS",
     "KNOWN_NAMES",
-    "METHOD_OPTIONS",
     "PROMPT_RATES",
     "PROMPT_SPREADS",
     "RECIPES",
-    "ROUTINGS",
     "SHORT",
-    "TRAINING_OPTIONS",
     "WEIGHT_RATES",
     "Described",
     "Listed",
@@ -44,5 +41,8 @@ __all__ = [
     "check_options",
     "check_routing",
     "listed",
+    "method_options",
+    "routings",
+    "training_options",
     "typed",
 ]

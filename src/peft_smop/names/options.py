@@ -1,79 +1,63 @@
 """The names of options, for answers to typing errors before torch is imported.
 
-The options themselves are fields of `MethodSpec` and `TrainingOptions`, and the strategies a table;
-a test holds these names to them.
+They are read from the source of the classes whose fields they are, as importing those takes torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ast
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
 
 from peft_smop.errors import unknown
 
-METHOD_OPTIONS = (
-    "balance",
-    "bottleneck_size",
-    "candidates",
-    "consistency",
-    "every",
-    "evidence",
-    "exact",
-    "final_temperature",
-    "fixed_prompt",
-    "hidden_size",
-    "init",
-    "init_adapter",
-    "init_std",
-    "init_text",
-    "judged",
-    "load_balancing",
-    "name",
-    "num_prompts",
-    "num_virtual_tokens",
-    "parameterisation",
-    "perturbation",
-    "position",
-    "rank",
-    "router_dropout",
-    "routing",
-    "temperature",
-    "top_k",
-    "z_loss",
-)
-TRAINING_OPTIONS = (
-    "batch_size",
-    "dropout",
-    "epochs",
-    "eval_steps",
-    "gradient_checkpointing",
-    "head_learning_rate",
-    "keep_texts",
-    "learning_rate",
-    "max_length",
-    "max_padding",
-    "max_steps",
-    "network_learning_rate",
-    "optimizer",
-    "patience",
-    "precision",
-    "recipe",
-    "revive_dead_prompts",
-    "router_learning_rate",
-    "schedule",
-    "warmup_ratio",
-    "weight_decay",
-)
-ROUTINGS = (
-    "linear",
-    "posterior",
-    "gumbel",
-    "stochastic",
-    "single",
-    "uniform",
-    "hashed",
-    "fixed",
-    "released",
-)
+PACKAGE = Path(__file__).parents[1]
+STRATEGIES = ("tuner/strategies.py", "tuner/posterior.py", "tuner/losses.py")
+"""Where strategies and penalties declare their options, by `option(default, help)`."""
+
+
+@cache
+def training_options() -> tuple[str, ...]:
+    """Those of `TrainingOptions`."""
+    return tuple(name for name, _ in _fields("training/options.py", "TrainingOptions"))
+
+
+@cache
+def method_options() -> tuple[str, ...]:
+    """Those of `MethodSpec`, which are a method's own and those of every routing strategy."""
+    own = [name for name, _ in _fields("methods/catalogue.py", "_Method")]
+    own += [
+        name
+        for file in STRATEGIES
+        for name, default in _fields(file)
+        if isinstance(default, ast.Call) and ast.unparse(default.func) == "option"
+    ]
+    return tuple(dict.fromkeys(name for name in own if name != "annealing_steps"))
+
+
+@cache
+def routings() -> tuple[str, ...]:
+    """What `RoutingName` lists."""
+    (named,) = (
+        node.value
+        for node in _parsed(STRATEGIES[0]).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RoutingName"
+    )
+    return tuple(str(part.value) for part in ast.walk(named) if isinstance(part, ast.Constant))
+
+
+def _parsed(file: str) -> ast.Module:
+    return ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+
+
+def _fields(file: str, owner: str | None = None) -> Iterator[tuple[str, ast.expr | None]]:
+    """The annotated fields of a file's classes, or of one of them, with their defaults."""
+    for node in _parsed(file).body:
+        if isinstance(node, ast.ClassDef) and owner in (None, node.name):
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    yield field.target.id, field.value
 
 
 def check_options(given: Iterable[str], known: Iterable[str]) -> None:
@@ -98,5 +82,5 @@ def check_routing(name: str | None) -> None:
     Raises:
         ConfigError: with the nearest names.
     """
-    if name is not None and name not in ROUTINGS:
-        raise unknown("routing", name, ROUTINGS)
+    if name is not None and name not in routings():
+        raise unknown("routing", name, routings())

@@ -2,6 +2,7 @@
 
 from peft_smop.results.files import (
     append_line,
+    check_vacant,
     draft,
     read_lines,
     read_object,
@@ -36,6 +37,7 @@ __all__ = [
     "TestScore",
     "TrainingTold",
     "append_line",
+    "check_vacant",
     "draft",
     "locked",
     "read_lines",

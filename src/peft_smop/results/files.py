@@ -41,6 +41,17 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(f"{path} cannot be written: {reason}") from error
 
 
+def check_vacant(path: Path) -> None:
+    """Refuse a place for a new directory in which something is.
+
+    Raises:
+        RunError: something is there, or nobody may look.
+    """
+    with writing(path):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"{path} exists and is not an empty directory; give another -o")
+
+
 @contextmanager
 def draft(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that takes its place when it is whole, and leaves no trace where it is not.

@@ -56,6 +56,8 @@ class Formulation(ABC):
     """
 
     task_type: ClassVar[str]
+    cue: ClassVar[str] = ""
+    """What stands between text and answer."""
     prompt_length = 0
     """Virtual tokens that come before every input."""
     populations: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -99,7 +99,7 @@ class Continuation(Formulation):
     """Causal LMs: the answer continues the text after a line that asks for it."""
 
     task_type = "CAUSAL_LM"
-    cue: ClassVar[str] = "\nanswer:"
+    cue = "\nanswer:"
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         super().__init__(task, tokenizer, max_length)
