@@ -12,18 +12,7 @@ import typer
 from rich.text import Text
 
 from peft_smop.cli.definitions import GFLOPS, MEMORY, SECONDS, TRAINED
-from peft_smop.cli.engines import (
-    Address,
-    CpusPerRun,
-    Engine,
-    EngineName,
-    EngineOption,
-    GpusPerRun,
-    Jobs,
-    Pack,
-    ReportTo,
-    reports_in,
-)
+from peft_smop.cli.engines import Engine, with_engine
 from peft_smop.cli.named import names_in
 from peft_smop.cli.options import (
     METHOD,
@@ -65,7 +54,9 @@ DEFINITIONS = (
 )
 
 
+@with_engine
 def compare(
+    engine: Engine,
     task: TaskOption,
     methods: Annotated[
         str,
@@ -107,13 +98,6 @@ def compare(
     max_steps: MaxSteps = None,
     eval_steps: EvalSteps = None,
     options: SetForAll = None,
-    jobs: Jobs = 1,
-    pack: Pack = 1,
-    engine: EngineOption = EngineName.local,
-    address: Address = None,
-    cpus_per_run: CpusPerRun = 1,
-    gpus_per_run: GpusPerRun = 0,
-    report_to: ReportTo = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -162,16 +146,7 @@ def compare(
     about = [Path(part).name.split(".yaml")[0] for part in (task, model)]
     where = output or Path("runs") / "-".join(["compare", *about])
     quiet = Console(stderr=True, highlight=False, soft_wrap=True)
-    work = Engine(
-        engine,
-        quiet,
-        workers=jobs,
-        pack=pack,
-        report_to=reports_in(report_to),
-        address=address,
-        cpus_per_run=cpus_per_run,
-        gpus_per_run=gpus_per_run,
-    )
+    work = engine.on(quiet)
     try:
         groups = study(
             common,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from functools import partial, wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 from rich.live import Live
@@ -19,6 +21,7 @@ from peft_smop.errors import ConfigError, SMoPError
 
 if TYPE_CHECKING:
     from peft_smop.lab.local import Standing
+    from peft_smop.lab.study import Work
     from peft_smop.lab.sweep import Job
     from peft_smop.lab.working import Store
 
@@ -82,75 +85,92 @@ def reports_in(text: str | None) -> tuple[str, ...]:
     return names
 
 
+@dataclass(frozen=True)
 class Engine:
-    """Runs what is not finished of a store, and says on a console how it goes.
+    """Who runs the runs of a command, as its options say."""
 
-    Args:
-        name: who runs it.
-        console: where to say so.
-        workers: runs at a time.
-        pack: how many runs may share a pass.
-        report_to: where the Trainer reports to as well.
-        address, cpus_per_run, gpus_per_run: Ray's.
+    jobs: Jobs = 1
+    pack: Pack = 1
+    engine: EngineOption = EngineName.local
+    address: Address = None
+    cpus_per_run: CpusPerRun = 1
+    gpus_per_run: GpusPerRun = 0
+    report_to: ReportTo = None
 
-    Raises:
-        ConfigError: an option is the other engine's.
-    """
+    def on(self, console: Console) -> Work:
+        """The engine, which says on a console how it goes.
 
-    def __init__(
-        self,
-        name: EngineName,
-        console: Console,
-        *,
-        workers: int,
-        pack: int = 1,
-        report_to: tuple[str, ...] = (),
-        address: str | None = None,
-        cpus_per_run: float = 1,
-        gpus_per_run: float = 0,
-    ) -> None:
-        self.console = console
-        self.workers = workers
-        shared: dict[str, Any] = {"workers": workers, "pack": pack, "report_to": report_to}
-        if name is EngineName.ray:
+        Raises:
+            ConfigError: an option is the other engine's, or a place to report to is unknown.
+        """
+        shared: dict[str, Any] = {
+            "workers": self.jobs,
+            "pack": self.pack,
+            "report_to": reports_in(self.report_to),
+        }
+        ray: dict[str, Any] = {
+            "address": self.address,
+            "cpus_per_run": self.cpus_per_run,
+            "gpus_per_run": self.gpus_per_run,
+        }
+        if self.engine is EngineName.ray:
             from peft_smop.lab.on_ray import run_on_ray
 
-            self.alone = False
-            self._work: Callable[..., dict[str, SMoPError]] = partial(
-                run_on_ray,
-                **shared,
-                address=address,
-                cpus_per_run=cpus_per_run,
-                gpus_per_run=gpus_per_run,
-            )
-            return
-        if address is not None or cpus_per_run != 1 or gpus_per_run:
+            return partial(_watched, partial(run_on_ray, **shared, **ray), console)
+        if any(getattr(Engine, name) != value for name, value in ray.items()):
             raise ConfigError("--address, --cpus-per-run and --gpus-per-run are for --engine ray")
         from peft_smop.lab.local import run_locally
 
-        self.alone = workers == 1
-        self._work = partial(run_locally, **shared, console=console if self.alone else None)
+        if self.jobs == 1:  # its runs say themselves how they go
+            return partial(run_locally, **shared, console=console)
+        return partial(_watched, partial(run_locally, **shared), console)
 
-    def __call__(self, jobs: Sequence[Job], store: Store) -> dict[str, SMoPError]:
-        """Run what is not finished; why those failed that did."""
-        from peft_smop.lab.working import State
 
-        if self.alone:  # its runs say themselves how they go
-            return self._work(jobs, store)
-        if self.console.is_terminal:
-            with Live(console=self.console, transient=True, refresh_per_second=4) as live:
-                return self._work(jobs, store, on_look=lambda now: live.update(_live(now)))
-        seen: set[str] = set()
+def with_engine(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of `Engine` beside its own; it is handed them as `engine`."""
+    own, shared = _parameters(command), _parameters(Engine)
+    del own["engine"]
+    every = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (*own.values(), *shared.values())]
 
-        def tell(now: Standing) -> None:
-            for job in jobs:
-                state = now.states[job.directory]
-                if state in (State.finished, State.failed) and job.directory not in seen:
-                    seen.add(job.directory)
-                    said = f"{state.value}: {job.directory}; {summary(now)}"
-                    self.console.print(said, markup=False)
+    @wraps(command)
+    def called(**given: Any) -> None:
+        command(engine=Engine(**{name: given.pop(name) for name in shared}), **given)
 
-        return self._work(jobs, store, on_look=tell)
+    vars(called)["__signature__"] = Signature(every)
+    called.__annotations__ = {one.name: one.annotation for one in every}
+    return called
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """By name, with annotations that are no strings."""
+    hints = get_type_hints(function, include_extras=True)
+    found = signature(function).parameters
+    return {name: one.replace(annotation=hints[name]) for name, one in found.items()}
+
+
+def _watched(
+    work: Callable[..., dict[str, SMoPError]],
+    console: Console,
+    jobs: Sequence[Job],
+    store: Store,
+) -> dict[str, SMoPError]:
+    """Work of other processes, and how far it is."""
+    from peft_smop.lab.working import State
+
+    if console.is_terminal:
+        with Live(console=console, transient=True, refresh_per_second=4) as live:
+            return work(jobs, store, on_look=lambda now: live.update(_live(now)))
+    seen: set[str] = set()
+
+    def tell(now: Standing) -> None:
+        for job in jobs:
+            state = now.states[job.directory]
+            if state in (State.finished, State.failed) and job.directory not in seen:
+                seen.add(job.directory)
+                said = f"{state.value}: {job.directory}; {summary(now)}"
+                console.print(said, markup=False)
+
+    return work(jobs, store, on_look=tell)
 
 
 def summary(now: Standing) -> str:

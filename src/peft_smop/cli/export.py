@@ -11,7 +11,6 @@ from peft_smop.cli.named import check_path
 from peft_smop.cli.options import BackboneOfTrained, TaskOfAdapter, TrainedPath
 from peft_smop.cli.terminal import Console
 from peft_smop.names import FORMATS, check_format
-from peft_smop.results import check_vacant
 
 
 def export(
@@ -31,6 +30,8 @@ def export(
     """
     check_format(format)
     check_path(path)
+    from peft_smop.results import check_vacant
+
     check_vacant(output)
     from peft_smop.export import export as write
 

@@ -9,20 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from peft_smop.cli.engines import (
-    Address,
-    CpusPerRun,
-    Engine,
-    EngineName,
-    EngineOption,
-    GpusPerRun,
-    Jobs,
-    Pack,
-    ReportTo,
-    duration,
-    reports_in,
-    summary,
-)
+from peft_smop.cli.engines import Engine, duration, summary, with_engine
 from peft_smop.cli.named import names_in
 from peft_smop.cli.options import (
     DATA,
@@ -47,7 +34,9 @@ if TYPE_CHECKING:
     from peft_smop.lab.sweep import Job
 
 
+@with_engine
 def sweep(
+    engine: Engine,
     source: Annotated[
         str | None,
         typer.Argument(metavar="[SPEC]", help="A sweep's YAML, or a preset such as paper/table2."),
@@ -106,13 +95,6 @@ def sweep(
         bool,
         typer.Option("--dry-run", help="Say how many runs, and do none.", rich_help_panel=RUN),
     ] = False,
-    jobs: Jobs = 1,
-    pack: Pack = 1,
-    engine: EngineOption = EngineName.local,
-    address: Address = None,
-    cpus_per_run: CpusPerRun = 1,
-    gpus_per_run: GpusPerRun = 0,
-    report_to: ReportTo = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The store; runs/sweep-NAME.", rich_help_panel=RUN),
@@ -162,20 +144,11 @@ def sweep(
     from peft_smop.lab.working import Store
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    work = Engine(
-        engine,
-        console,
-        workers=jobs,
-        pack=pack,
-        report_to=reports_in(report_to),
-        address=address,
-        cpus_per_run=cpus_per_run,
-        gpus_per_run=gpus_per_run,
-    )
+    work = engine.on(console)
     wanted = jobs_of(changes) if source is None else load_sweep(source, changes, small=small)
     named = "command" if source is None else Path(source).name.removesuffix(".yaml")
     store = Store(output or Path("runs") / f"sweep-{named}{'-small' if small else ''}")
-    now = standing(wanted, store, workers=jobs)
+    now = standing(wanted, store, workers=engine.jobs)
     console.print(summary(now), markup=False)
     if dry_run:
         _print_grid(Console(highlight=False), wanted, now)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from peft_smop.errors import CheckpointError, ConfigError, DivergedError, RunError, SMoPError
 from peft_smop.lab.local import run_locally
@@ -16,12 +16,9 @@ from peft_smop.lab.working import Store
 from peft_smop.names import RECIPES, Rate
 from peft_smop.results import read_object, write_json
 
-
-class Engine(Protocol):
-    """Runs what is not finished of a store, such as `run_locally`."""
-
-    def __call__(self, jobs: Sequence[Job], store: Store) -> dict[str, SMoPError]:
-        """Why those failed that did, by their directories."""
+Work: TypeAlias = Callable[[Sequence[Job], Store], dict[str, SMoPError]]
+"""Runs what is not finished of a store, as `run_locally` does; why those failed that did, by their
+directories."""
 
 
 def study(
@@ -31,7 +28,7 @@ def study(
     seeds: Sequence[int],
     trials: int,
     output: Path,
-    engine: Engine = run_locally,
+    engine: Work = run_locally,
 ) -> dict[str, list[Path]]:
     """Run every variant with every seed; runs that are finished are not run again.
 
