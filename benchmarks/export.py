@@ -81,8 +81,7 @@ def _scores(graphs: dict[str, Any], manifest: dict[str, Any], ids: list[int]) ->
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return torch.from_numpy(logits).double().log_softmax(dim=-1).numpy()
 
 
 def compare_harness(run: str, examples: int) -> dict[str, Any]:
