@@ -12,18 +12,15 @@ import typer
 from rich.text import Text
 
 from peft_smop.cli.definitions import GFLOPS, MEMORY, SECONDS, TRAINED
-from peft_smop.cli.engines import Engine, with_engine
+from peft_smop.cli.engines import ENGINE_GROUP, Engine
+from peft_smop.cli.groups import joined, training_group, with_groups
 from peft_smop.cli.named import names_in
 from peft_smop.cli.options import (
     METHOD,
     RUN,
-    TRAINING,
     Data,
-    EvalSteps,
-    MaxSteps,
     Model,
     Preset,
-    RecipeOption,
     SetForAll,
     TaskOption,
     TrainExamples,
@@ -54,8 +51,9 @@ DEFINITIONS = (
 )
 
 
-@with_engine
+@with_groups(training=training_group(), engine=ENGINE_GROUP)
 def compare(
+    *,
     engine: Engine,
     task: TaskOption,
     methods: Annotated[
@@ -90,13 +88,7 @@ def compare(
             rich_help_panel=METHOD,
         ),
     ] = False,
-    epochs: Annotated[
-        float,
-        typer.Option(help="Most passes over the training examples.", rich_help_panel=TRAINING),
-    ] = 50,
-    recipe: RecipeOption = None,
-    max_steps: MaxSteps = None,
-    eval_steps: EvalSteps = None,
+    training: dict[str, Any],
     options: SetForAll = None,
     output: Annotated[
         Path | None,
@@ -129,19 +121,13 @@ def compare(
     chosen = [variant(name) for name in names]
     if controls:
         chosen += matched_controls(chosen)
-    training: dict[str, Any] = {
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "eval_steps": eval_steps,
-    }
-    training |= {} if recipe is None else {"recipe": recipe}
     common: dict[str, Any] = {
         "task": task,
         "data": data,
         "preset": preset,
         "train_examples": train_examples,
         "model": model,
-        "training": {**training, **settings},
+        "training": joined(training, settings),
     }
     about = [Path(part).name.split(".yaml")[0] for part in (task, model)]
     where = output or Path("runs") / "-".join(["compare", *about])

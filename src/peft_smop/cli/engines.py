@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial, wraps
-from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from peft_smop.cli.groups import Group, parameters_of
 from peft_smop.cli.options import RUN
 from peft_smop.cli.show import plain_table
 from peft_smop.cli.terminal import Console
@@ -126,26 +126,7 @@ class Engine:
         return partial(_watched, partial(run_locally, **shared), console)
 
 
-def with_engine(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the options of `Engine` beside its own; it is handed them as `engine`."""
-    own, shared = _parameters(command), _parameters(Engine)
-    del own["engine"]
-    every = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (*own.values(), *shared.values())]
-
-    @wraps(command)
-    def called(**given: Any) -> None:
-        command(engine=Engine(**{name: given.pop(name) for name in shared}), **given)
-
-    vars(called)["__signature__"] = Signature(every)
-    called.__annotations__ = {one.name: one.annotation for one in every}
-    return called
-
-
-def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
-    """By name, with annotations that are no strings."""
-    hints = get_type_hints(function, include_extras=True)
-    found = signature(function).parameters
-    return {name: one.replace(annotation=hints[name]) for name, one in found.items()}
+ENGINE_GROUP = Group(parameters_of(Engine), Engine)
 
 
 def _watched(

@@ -11,7 +11,16 @@ from rich.table import Table
 
 from peft_smop.cli.show import fits
 from peft_smop.cli.terminal import Console
-from peft_smop.names import DESCRIBED, RECIPES, SHORT, Listed, check_names, listed
+from peft_smop.names import (
+    DESCRIBED,
+    RECIPES,
+    SHORT,
+    Listed,
+    TrainingFields,
+    check_names,
+    fields_of,
+    listed,
+)
 
 HOW_OPTIONS_FOLLOW = (
     "Options follow a name after colons: smop:k=8:l=3, prompt-tuning-20:lr=0.3, lora:r=16."
@@ -56,8 +65,7 @@ def _said(one: Listed) -> str:
 
 def _print_one(console: Console, one: Listed) -> None:
     """A method's own options and those of its training, with what each takes."""
-    from peft_smop.methods import METHODS, MethodSpec
-    from peft_smop.training import TrainingOptions
+    from peft_smop.methods import METHODS, OPTIONS
     from peft_smop.tuner import STRATEGIES
 
     method = METHODS[one.method["name"]]
@@ -68,22 +76,20 @@ def _print_one(console: Console, one: Listed) -> None:
     for recipe in RECIPES:
         rates = ", ".join(map(str, method.rates(recipe)))
         console.print(f"learning rates, recipe {recipe}: {rates} (the first is the default)")
-    own = {key: f for key, f in MethodSpec.model_fields.items() if key in method.options}
+    own = [field for name, field in OPTIONS.items() if name in method.options]
     for title, fields in (
         ("Options of the method", own),
-        ("Options of its training", TrainingOptions.model_fields),
+        ("Options of its training", list(fields_of(TrainingFields))),
     ):
         console.print(f"\n[bold]{title}[/bold] (--set KEY=VALUE)")
         if not fields:
             console.print("  none")
-        for key, field in fields.items():
-            letter = f" ({short[key]})" if key in short else ""
-            default = "" if field.default is None else f"; {field.default}"
-            what = f"{field.description or ''}{default}".removeprefix("; ")
-            console.print(
-                fits(f"  {key}{letter}: ", f"{_takes(field.annotation)}; {what}".strip("; "))
-            )
-    if "routing" in own:
+        for field in fields:
+            letter = f" ({short[field.name]})" if field.name in short else ""
+            default = "" if field.default is None else str(field.default)
+            what = "; ".join(part for part in (_takes(field.kind), field.help, default) if part)
+            console.print(fits(f"  {field.name}{letter}: ", what))
+    if "routing" in method.options:
         console.print("\n[bold]Ways of routing[/bold] (--routing)")
         for key, kind in STRATEGIES.items():
             about = (kind.__doc__ or "").strip().split("\n\n")[0]

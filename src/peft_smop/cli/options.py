@@ -52,14 +52,6 @@ Model: TypeAlias = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
-RecipeOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        help="Learning rates where none is given: default, on the backbone's scale, or paper.",
-        rich_help_panel=TRAINING,
-    ),
-]
 TaskOption: TypeAlias = Annotated[
     str,
     typer.Option(
@@ -69,21 +61,12 @@ TaskOption: TypeAlias = Annotated[
         rich_help_panel=DATA,
     ),
 ]
-MaxSteps: TypeAlias = Annotated[
-    int | None, typer.Option(help="Most steps; overrides --epochs.", rich_help_panel=TRAINING)
-]
-EvalSteps: TypeAlias = Annotated[
-    int | None,
-    typer.Option(
-        help="Steps between evaluations; once an epoch by default.", rich_help_panel=TRAINING
-    ),
-]
 SetForAll: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any other training option, for all.",
+        help="A training option by its name, for all.",
         rich_help_panel=TRAINING,
     ),
 ]

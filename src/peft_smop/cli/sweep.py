@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from peft_smop.cli.engines import Engine, duration, summary, with_engine
+from peft_smop.cli.engines import ENGINE_GROUP, Engine, duration, summary
+from peft_smop.cli.groups import joined, training_group, with_groups
 from peft_smop.cli.named import names_in
 from peft_smop.cli.options import (
     DATA,
@@ -17,9 +18,6 @@ from peft_smop.cli.options import (
     RUN,
     TRAINING,
     Data,
-    EvalSteps,
-    MaxSteps,
-    RecipeOption,
     SetForAll,
     TrainExamples,
 )
@@ -34,8 +32,9 @@ if TYPE_CHECKING:
     from peft_smop.lab.sweep import Job
 
 
-@with_engine
+@with_groups(training=training_group(without=["learning_rate"]), engine=ENGINE_GROUP)
 def sweep(
+    *,
     engine: Engine,
     source: Annotated[
         str | None,
@@ -78,9 +77,7 @@ def sweep(
             rich_help_panel=TRAINING,
         ),
     ] = None,
-    recipe: RecipeOption = None,
-    max_steps: MaxSteps = None,
-    eval_steps: EvalSteps = None,
+    training: dict[str, Any],
     options: SetForAll = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Runs of each.", rich_help_panel=RUN)
@@ -126,19 +123,10 @@ def sweep(
         "train_examples": train_examples,
     }
     changes = {key: value for key, value in asked.items() if value is not None}
-    training = {"recipe": recipe, "max_steps": max_steps, "eval_steps": eval_steps}
-    training = {key: value for key, value in training.items() if value is not None}
     settings = typed_options(options or [])
     check_options(settings, training_options())
-    for key, value in settings.items():
-        if training.get(key, value) != value:
-            raise ConfigError(
-                f"--set {key}={value} contradicts --{key.replace('_', '-')} {training[key]}; give"
-                " one of them"
-            )
-        training[key] = value
-    if training:
-        changes["training"] = training
+    if training_asked := joined(training, settings):
+        changes["training"] = training_asked
     from peft_smop.lab.local import standing
     from peft_smop.lab.sweep import jobs_of, load_sweep
     from peft_smop.lab.working import Store

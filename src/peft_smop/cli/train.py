@@ -8,23 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from peft_smop.cli.engines import ReportTo, reports_in
+from peft_smop.cli.groups import joined, method_group, training_group, with_groups
 from peft_smop.cli.named import default_name
 from peft_smop.cli.options import (
     METHOD,
     RUN,
     TRAINING,
     Data,
-    EvalSteps,
-    MaxSteps,
     Model,
     Preset,
-    RecipeOption,
     TaskOption,
     TrainExamples,
 )
 from peft_smop.cli.show import print_result, print_split, typed_options
 from peft_smop.cli.terminal import Console
-from peft_smop.errors import ConfigError
 from peft_smop.names import (
     DEFAULT_MODEL,
     check_names,
@@ -32,12 +29,13 @@ from peft_smop.names import (
     check_routing,
     method_options,
     training_options,
-    typed,
 )
 from peft_smop.tasks import check_task
 
 
+@with_groups(own=method_group(), training=training_group())
 def train(
+    *,
     task: TaskOption,
     data: Data = None,
     preset: Preset = None,
@@ -46,116 +44,16 @@ def train(
     method: Annotated[
         str, typer.Option(help="A name of `smop methods`, such as lora-8.", rich_help_panel=METHOD)
     ] = "smop",
-    num_prompts: Annotated[
-        int | None,
-        typer.Option(
-            "--num-prompts", "-k", help="Soft prompts; 4 by default.", rich_help_panel=METHOD
-        ),
-    ] = None,
-    num_virtual_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--num-virtual-tokens",
-            "-l",
-            help="Length of one soft prompt; 5 by default.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    routing: Annotated[
-        str | None,
-        typer.Option(
-            help="How SMoP routes; `smop methods smop` lists the ways.", rich_help_panel=METHOD
-        ),
-    ] = None,
-    position: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a prompt: before the text, the default, or after it (causal LMs).",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    perturbation: Annotated[
-        bool | None,
-        typer.Option(
-            "--perturbation/--no-perturbation",
-            help="Noise on the router in training.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            help="Prompts start from: vocabulary, normal, labels, text, adapter.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    init_text: Annotated[
-        str | None, typer.Option(help="The text, for --init text.", rich_help_panel=METHOD)
-    ] = None,
-    init_adapter: Annotated[
-        str | None,
-        typer.Option(
-            help="A saved adapter's directory, for --init adapter.", rich_help_panel=METHOD
-        ),
-    ] = None,
-    epochs: Annotated[
-        float | None,
-        typer.Option(help="Most passes over the training examples; 50.", rich_help_panel=TRAINING),
-    ] = None,
-    max_steps: MaxSteps = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples in a step; 32.", rich_help_panel=TRAINING)
-    ] = None,
-    recipe: RecipeOption = None,
-    learning_rate: Annotated[
-        str | None,
-        typer.Option(
-            "--learning-rate",
-            "--lr",
-            metavar="RATE",
-            help="A number, or as 0.4x, the recipe's for prompts, spreads of the embeddings.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    optimizer: Annotated[
-        str | None,
-        typer.Option(help="adafactor, the default, or adamw_torch.", rich_help_panel=TRAINING),
-    ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="1e-5 by default.", rich_help_panel=TRAINING)
-    ] = None,
-    warmup_ratio: Annotated[
-        float | None,
-        typer.Option(help="Share of steps to warm up; 0.06.", rich_help_panel=TRAINING),
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            help="linear, the default, cosine or constant_with_warmup.", rich_help_panel=TRAINING
-        ),
-    ] = None,
-    gradient_checkpointing: Annotated[
+    own: dict[str, Any],
+    no_perturbation: Annotated[
         bool,
         typer.Option(
-            "--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=TRAINING
+            "--no-perturbation",
+            help="Without noise on the router in training.",
+            rich_help_panel=METHOD,
         ),
     ] = False,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            help="Stop after so many evaluations without improvement; 10.", rich_help_panel=TRAINING
-        ),
-    ] = None,
-    eval_steps: EvalSteps = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Longest input in tokens; 512.", rich_help_panel=TRAINING)
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the backbone: auto, the default, fp32 or bf16.", rich_help_panel=TRAINING
-        ),
-    ] = None,
+    training: dict[str, Any],
     options: Annotated[
         list[str] | None,
         typer.Option(
@@ -194,7 +92,7 @@ def train(
     """
     check_task(task)
     check_names([method])
-    check_routing(routing)
+    check_routing(own.get("routing"))
     settings = typed_options(options or [])
     check_options(settings, method_options() + training_options())
     check_routing(settings.get("routing"))
@@ -205,42 +103,10 @@ def train(
 
     console = Console(stderr=True, highlight=False)
     chosen = variant(method)
-    asked = {
-        "num_prompts": num_prompts,
-        "num_virtual_tokens": num_virtual_tokens,
-        "routing": routing,
-        "position": position,
-        "perturbation": perturbation,
-        "init": init,
-        "init_text": init_text,
-        "init_adapter": init_adapter,
-    }
-    trained = {
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "batch_size": batch_size,
-        "recipe": recipe,
-        "learning_rate": None if learning_rate is None else typed(learning_rate),
-        "optimizer": optimizer,
-        "weight_decay": weight_decay,
-        "warmup_ratio": warmup_ratio,
-        "schedule": schedule,
-        "gradient_checkpointing": gradient_checkpointing or None,
-        "patience": patience,
-        "eval_steps": eval_steps,
-        "max_length": max_length,
-        "precision": precision,
-    }
-    of_method = {key: value for key, value in asked.items() if value is not None}
-    of_training = {key: value for key, value in trained.items() if value is not None}
-    for key, value in settings.items():
-        target = of_method if key in MethodSpec.model_fields else of_training
-        if target.get(key, value) != value:
-            raise ConfigError(
-                f"--set {key}={value} contradicts --{key.replace('_', '-')} {target[key]};"
-                " give one of them"
-            )
-        target[key] = value
+    noise = {"perturbation": False} if no_perturbation else {}
+    said = joined(own | noise | training, settings)
+    of_method = {key: value for key, value in said.items() if key in MethodSpec.model_fields}
+    of_training = {key: value for key, value in said.items() if key not in of_method}
     content: dict[str, Any] = {
         "task": task,
         "data": data,
@@ -264,7 +130,6 @@ def train(
             report_to=reports,
             console=console,
             title=name_of(spec, chosen),
-            certified=True,
         )
     except KeyboardInterrupt:
         console.print(f"stopped; {where} is kept: the same command with --resume goes on with it")

@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from peft_smop.scoring import MAX_PADDING, cut
+from peft_smop.names import MAX_PADDING
+from peft_smop.scoring import cut
 from peft_smop.training import LengthSampler
 
 TOKENS_PER_WORD = 1.2

@@ -16,6 +16,7 @@ from peft_smop.methods.backbones import (
 )
 from peft_smop.methods.catalogue import (
     METHODS,
+    OPTIONS,
     Method,
     MethodSpec,
     ParameterCount,
@@ -30,6 +31,7 @@ from peft_smop.methods.shapes import SHAPES, is_shape_only, random_backbone
 
 __all__ = [
     "METHODS",
+    "OPTIONS",
     "SHAPES",
     "LoadedBackbone",
     "Method",

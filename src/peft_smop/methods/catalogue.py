@@ -17,53 +17,42 @@ from peft import (
     TaskType,
     get_peft_model,
 )
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, create_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from peft_smop.bottleneck import BottleneckConfig
 from peft_smop.errors import ConfigError, unknown
-from peft_smop.names import DESCRIBED, Rate
+from peft_smop.names import DESCRIBED, MethodFields, OptionField, Rate, fields_of
 from peft_smop.tuner import STRATEGIES, SMoPConfig
 from peft_smop.tuner.config import PENALTY_OPTIONS, ROUTING_OPTIONS
 
 
-class _Method(BaseModel):
+class _Method(BaseModel, MethodFields):
     """A method and the options that are no routing strategy's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    name: str = "smop"
-    num_prompts: int | None = Field(default=None, description="k, the number of soft prompts")
-    num_virtual_tokens: int | None = Field(default=None, description="l, length of one prompt")
-    routing: str | None = Field(default=None, description="routing strategy of the mixture")
-    parameterisation: str | None = Field(default=None, description="direct, residual, low-rank")
-    position: Literal["before", "after"] | None = Field(
-        default=None, description="of a prompt: before the text, or after it (causal LMs)"
-    )
-    hidden_size: int | None = Field(default=None, description="width of a network before prompts")
-    rank: int | None = Field(default=None, description="of LoRA, or of low-rank prompts")
-    bottleneck_size: int | None = Field(default=None, description="d, width of the bottlenecks")
-    init: Literal["vocabulary", "normal", "labels", "text", "adapter"] | None = None
-    init_std: float | None = Field(default=None, gt=0, description="spread, for init=normal")
-    init_text: str | None = None
-    init_adapter: str | None = None
 
     def given(self) -> dict[str, Any]:
         """The options that were said."""
         return {k: v for k, v in self.model_dump(exclude={"name"}).items() if v is not None}
 
 
-_OF_ROUTING: dict[str, Any] = {
-    name: (kind, Field(default=None, description=description))
-    for name, (kind, description) in (ROUTING_OPTIONS | PENALTY_OPTIONS).items()
+_OF_ROUTING = [
+    OptionField(name, kind, None, help)
+    for name, (kind, help) in (ROUTING_OPTIONS | PENALTY_OPTIONS).items()
     if name != "annealing_steps"  # the run's own length
-}
-_RoutingOptions: Any = create_model("RoutingOptions", **_OF_ROUTING)
+]
+_kinds: dict[str, Any] = {field.name: (field.kind, field.default) for field in _OF_ROUTING}
+_RoutingOptions: Any = create_model("RoutingOptions", **_kinds)
 
 
 class MethodSpec(_RoutingOptions, _Method):
     """A method and its options, those of routing strategies included; None: the method's own."""
+
+
+OPTIONS = {field.name: field for field in (*fields_of(MethodFields), *_OF_ROUTING)}
+"""The fields of `MethodSpec`, with what is said of them."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +177,7 @@ METHODS: dict[str, Method] = {
     name: Method(
         said.description,
         _CONFIGURE[name],
-        said.options | (_OF_ROUTING.keys() if said.routes else set()),
+        said.options | (_kinds.keys() if said.routes else set()),
         said.rates,
         said.virtual_tokens,
     )

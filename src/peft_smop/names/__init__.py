@@ -3,6 +3,13 @@
 So a command can say what there is, and what a typing error meant, before torch is needed.
 """
 
+from peft_smop.names.fields import (
+    MAX_PADDING,
+    MethodFields,
+    OptionField,
+    TrainingFields,
+    fields_of,
+)
 from peft_smop.names.formats import FORMATS, check_format
 from peft_smop.names.methods import (
     DESCRIBED,
@@ -28,6 +35,7 @@ __all__ = [
     "DESCRIBED",
     "FORMATS",
     "KNOWN_NAMES",
+    "MAX_PADDING",
     "PROMPT_RATES",
     "PROMPT_SPREADS",
     "RECIPES",
@@ -35,11 +43,15 @@ __all__ = [
     "WEIGHT_RATES",
     "Described",
     "Listed",
+    "MethodFields",
+    "OptionField",
     "Rate",
+    "TrainingFields",
     "check_format",
     "check_names",
     "check_options",
     "check_routing",
+    "fields_of",
     "listed",
     "method_options",
     "routings",

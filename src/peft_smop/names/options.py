@@ -1,6 +1,7 @@
 """The names of options, for answers to typing errors before torch is imported.
 
-They are read from the source of the classes whose fields they are, as importing those takes torch.
+Those of routing strategies are read from the source of the classes whose fields they are, as
+importing those takes torch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from peft_smop.errors import unknown
+from peft_smop.names.fields import MethodFields, TrainingFields, fields_of
 
 PACKAGE = Path(__file__).parents[1]
 STRATEGIES = ("tuner/strategies.py", "tuner/posterior.py", "tuner/losses.py")
@@ -20,13 +22,13 @@ STRATEGIES = ("tuner/strategies.py", "tuner/posterior.py", "tuner/losses.py")
 @cache
 def training_options() -> tuple[str, ...]:
     """Those of `TrainingOptions`."""
-    return tuple(name for name, _ in _fields("training/options.py", "TrainingOptions"))
+    return tuple(field.name for field in fields_of(TrainingFields))
 
 
 @cache
 def method_options() -> tuple[str, ...]:
     """Those of `MethodSpec`, which are a method's own and those of every routing strategy."""
-    own = [name for name, _ in _fields("methods/catalogue.py", "_Method")]
+    own = [field.name for field in fields_of(MethodFields)]
     own += [
         name
         for file in STRATEGIES
@@ -51,10 +53,10 @@ def _parsed(file: str) -> ast.Module:
     return ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
 
 
-def _fields(file: str, owner: str | None = None) -> Iterator[tuple[str, ast.expr | None]]:
-    """The annotated fields of a file's classes, or of one of them, with their defaults."""
+def _fields(file: str) -> Iterator[tuple[str, ast.expr | None]]:
+    """The annotated fields of a file's classes, with their defaults."""
     for node in _parsed(file).body:
-        if isinstance(node, ast.ClassDef) and owner in (None, node.name):
+        if isinstance(node, ast.ClassDef):
             for field in node.body:
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                     yield field.target.id, field.value

@@ -12,13 +12,12 @@ from peft_smop.scoring.evaluation import (
 )
 from peft_smop.scoring.formulation import Features, Formulation, to_device, told
 from peft_smop.scoring.kinds import FORMULATIONS, formulate
-from peft_smop.scoring.lengths import MAX_PADDING, cut
+from peft_smop.scoring.lengths import cut
 from peft_smop.scoring.metrics import METRICS, Score, compute, majority_label, score
 
 __all__ = [
     "DEAD_LOAD",
     "FORMULATIONS",
-    "MAX_PADDING",
     "METRICS",
     "Asked",
     "Certificate",

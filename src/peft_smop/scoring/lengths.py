@@ -7,9 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 
-MAX_PADDING = 1.1
-"""Tokens computed over tokens of text, beyond which a batch is computed in several passes."""
-
 
 def cut(lengths: Sequence[int], max_padding: float) -> list[list[int]]:
     """Divide rows into groups of similar length, as few as keep padding below a limit.

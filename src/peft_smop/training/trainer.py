@@ -14,8 +14,9 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerControl, TrainerState
 
 from peft_smop.errors import DivergedError, RunError
+from peft_smop.names import MAX_PADDING
 from peft_smop.results import writing
-from peft_smop.scoring import MAX_PADDING, Evaluation, Features, Formulation
+from peft_smop.scoring import Evaluation, Features, Formulation
 from peft_smop.training import processes
 from peft_smop.training.batching import WINDOW, LengthSampler
 from peft_smop.training.checkpoints import best_of, is_whole, restore_trained

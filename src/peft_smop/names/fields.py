@@ -1,0 +1,119 @@
+"""The options of a method and of its training: what each takes, its default, and what it is.
+
+They stand here as plain annotations, so that commands have an option for each before torch or
+pydantic is imported; `MethodSpec` and `TrainingOptions` are made from them, and check values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Lt
+from typing_extensions import Doc
+
+from peft_smop.names.methods import Rate
+
+MAX_PADDING = 1.1
+"""Most tokens that a batch may compute for every token of text."""
+
+
+class MethodFields:
+    """A method and the options that are no routing strategy's own; None: the method's default."""
+
+    name: str = "smop"
+    num_prompts: Annotated[int | None, Doc("k, the number of soft prompts")] = None
+    num_virtual_tokens: Annotated[int | None, Doc("l, length of one prompt")] = None
+    routing: Annotated[str | None, Doc("routing strategy of the mixture")] = None
+    parameterisation: Annotated[
+        str | None, Doc("what prompts are made from: direct, residual, low-rank")
+    ] = None
+    position: Annotated[
+        Literal["before", "after"] | None,
+        Doc("of a prompt beside the text; after it in causal LMs alone"),
+    ] = None
+    hidden_size: Annotated[int | None, Doc("width of a network before prompts")] = None
+    rank: Annotated[int | None, Doc("of LoRA, or of low-rank prompts")] = None
+    bottleneck_size: Annotated[int | None, Doc("d, width of the bottlenecks")] = None
+    init: Annotated[
+        Literal["vocabulary", "normal", "labels", "text", "adapter"] | None,
+        Doc("what prompts start from"),
+    ] = None
+    init_std: Annotated[float | None, Gt(0), Doc("spread, for init=normal")] = None
+    init_text: Annotated[str | None, Doc("the text, for init=text")] = None
+    init_adapter: Annotated[str | None, Doc("a saved adapter's directory, for init=adapter")] = None
+
+
+class TrainingFields:
+    """Optimisation, stopping and batching; the defaults are the paper's (appendix C)."""
+
+    epochs: Annotated[float, Gt(0), Doc("most passes over the training examples")] = 50
+    max_steps: Annotated[int | None, Gt(0), Doc("most steps; overrides epochs")] = None
+    batch_size: Annotated[int, Gt(0), Doc("examples in a step")] = 32
+    recipe: Annotated[
+        Literal["default", "paper"],
+        Doc("rates where none is given, on the backbone's scale or the paper's"),
+    ] = "default"
+    learning_rate: Annotated[
+        Rate | None,
+        Doc("a number, or spreads of the backbone's embeddings, as 0.4x; default: the recipe's"),
+    ] = None
+    router_learning_rate: Annotated[
+        float | None, Gt(0), Doc("of the router; default: the same")
+    ] = None
+    network_learning_rate: Annotated[
+        float | None, Gt(0), Doc("of what prompts are made from; default: the same")
+    ] = None
+    head_learning_rate: Annotated[
+        float, Gt(0), Doc("of a new classification head beside an adapter")
+    ] = 1e-2
+    optimizer: Annotated[Literal["adafactor", "adamw_torch"], Doc("that takes the steps")] = (
+        "adafactor"
+    )
+    weight_decay: Annotated[float, Ge(0), Doc("of the optimizer")] = 1e-5
+    warmup_ratio: Annotated[float, Ge(0), Lt(1), Doc("share of the steps to warm up")] = 0.06
+    schedule: Annotated[
+        Literal["linear", "constant_with_warmup", "cosine"], Doc("of the learning rate")
+    ] = "linear"
+    dropout: Annotated[bool, Doc("the backbone's own, while something is trained")] = True
+    revive_dead_prompts: Annotated[bool, Doc("start prompts that get no rows anew")] = False
+    patience: Annotated[int, Gt(0), Doc("evaluations without improvement, then the end")] = 10
+    eval_steps: Annotated[
+        int | None, Gt(0), Doc("steps between evaluations; default: one epoch's")
+    ] = None
+    max_length: Annotated[int, Gt(0), Doc("longest input in tokens")] = 512
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Doc("of the backbone")] = "auto"
+    gradient_checkpointing: Annotated[bool, Doc("less memory, more time")] = False
+    keep_texts: Annotated[
+        float, Ge(0), Doc("GiB for texts before prompts of position=after; 0: none kept")
+    ] = 0
+    max_padding: Annotated[float, Ge(1), Doc("tokens computed over tokens of text, at most")] = (
+        MAX_PADDING
+    )
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """One option."""
+
+    name: str
+    kind: Any
+    """What it takes, None included where it may be unsaid."""
+    default: Any
+    help: str
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words of which it takes one; none where it takes others."""
+        kinds = (self.kind, *get_args(self.kind))
+        return tuple(w for kind in kinds if get_origin(kind) is Literal for w in get_args(kind))
+
+
+def fields_of(kind: type) -> Iterator[OptionField]:
+    """The options that a class annotates."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        marked = get_origin(hint) is Annotated
+        takes, *marks = get_args(hint) if marked else (hint,)
+        said = [mark.documentation for mark in marks if isinstance(mark, Doc)]
+        yield OptionField(name, takes, getattr(kind, name), *said or [""])
