@@ -44,9 +44,7 @@ NEIGHBOURS = (
 )
 
 
-def finish(
-    begun: Begun, fitted: Fit, console: Console, *, packed: int = 1, certified: bool = False
-) -> RunResult:
+def finish(begun: Begun, fitted: Fit, console: Console, *, packed: int = 1) -> RunResult:
     """Test, save, and write the result.
 
     Raises:
@@ -100,7 +98,7 @@ def finish(
             part: content["sha256"] for part, content in prepared.split.record()["parts"].items()
         },
         truncated_test_inputs=truncated,
-        routing=_worth(begun, console) if certified else None,
+        routing=_worth(begun, console),
         cost=_cost(prepared, fitted),
         environment={
             **environment(),

@@ -35,7 +35,6 @@ def run(
     overwrite: bool = False,
     console: Console | None = None,
     title: str | None = None,
-    certified: bool = False,
     report_to: Sequence[str] = (),
     on_begin: Callable[[bool], None] | None = None,
 ) -> RunResult:
@@ -49,9 +48,6 @@ def run(
         overwrite: delete what is in `output` and start again.
         console: where to say how it goes; quiet by default.
         title: what the run is called there; its method's name by default.
-        certified: also say what the routing is worth, where the method has a router: `routing` in
-            the result. It takes k + 1 evaluations of validation examples, which is why runs that
-            are compared with others, and so answer the question better, go without.
         report_to: where the Trainer reports to as well, such as tensorboard or wandb.
         on_begin: called when the run is nobody else's and before it begins, with whether it goes on
             from a checkpoint; not where it is finished.
@@ -87,7 +83,7 @@ def run(
                     title or spec.method.name, progress, resume=resume, report_to=report_to
                 )
             )
-        result = finish(begun, fitted, console, certified=certified)
+        result = finish(begun, fitted, console)
     processes.meet()
     return result
 
