@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from peft_smop.errors import ConfigError
 from peft_smop.rows import IGNORED_LABEL
 from peft_smop.tasks import Example, Task
 from peft_smop.tuner import SMoPModel
@@ -183,12 +184,13 @@ class Formulation(ABC):
         """
         each = [answer for own in answers for answer in own]
         labels = self._pad(each, IGNORED_LABEL).to(first.device)
-        logits = first.repeat_interleave(len(answers[0]), dim=0)[:, None]
+        begun = labels[:, 0].view(len(answers), -1)
+        scores = first.float().log_softmax(dim=-1).gather(1, begun)
         if labels.shape[1] > 1:
             # behind the end of a shorter answer stands any token: nothing looks at its verdict
-            logits = torch.cat([logits, go_on(labels[:, :-1].clamp(min=0))], dim=1)
-        scores = sequence_scores(logits, labels)
-        return LabelScores(scores.view(len(answers), -1), repeats=1)
+            logits = go_on(labels[:, :-1].clamp(min=0))
+            scores = scores + sequence_scores(logits, labels[:, 1:]).view_as(scores)
+        return LabelScores(scores, repeats=1)
 
     def _answers_of(self, features: Sequence[Features]) -> list[list[list[int]]]:
         """The answers that each row is scored with, equally many.
@@ -252,6 +254,26 @@ def sequence_scores(
 ) -> Float[Tensor, "r"]:
     """The summed log-probability of the labels that count, in fp32."""
     losses = nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none"
+        logits.float().flatten(0, 1),  # with the vocabulary last, where it lies in memory
+        labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="none",
     )
-    return -losses.sum(dim=1)
+    return -losses.view_as(labels).sum(dim=1)
+
+
+def cache_of(output: Any) -> dict[str, Any]:
+    """A model's cache by the name that its transformers gives it, in outputs and arguments."""
+    name = "past_key_values" if output.get("past_key_values") is not None else "cache"
+    return {name: output[name]}
+
+
+def check_distinct(answers: Sequence[Sequence[int]], task: Task) -> None:
+    """Refuse answers of which one begins with another whole one: it could never lose to it."""
+    for i, one in enumerate(answers):
+        for j, other in enumerate(answers):
+            if i != j and list(other[: len(one)]) == list(one):
+                raise ConfigError(
+                    f"to this tokenizer the verbalizer {task.verbalizers[j]!r} begins with all of"
+                    f" {task.verbalizers[i]!r}; choose verbalizers that differ"
+                )
