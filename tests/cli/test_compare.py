@@ -18,6 +18,10 @@ def test_one_command_prints_scores_costs_and_what_they_mean(smop, toy_task, save
     assert "always the majority label" in out
     for name in ("smop", "single", "lora-8"):
         assert any(line.startswith(name) for line in out.splitlines())
+    worth = [line for line in out.splitlines() if "worth of routing by seed: " in line]
+    assert len(worth) == 1
+    assert worth[0].startswith("smop: ")
+    assert worth[0].count(" to ") == 2
     assert "not significant" in out or "better" in out or "worse" in out
     tables = out.split("score: mean")[0].split("Scores\n")[1]
     assert max(map(len, tables.splitlines())) <= 80

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 @with_groups(training=training_group(without=["learning_rate"]), engine=ENGINE_GROUP)
 def sweep(
     *,
-    engine: Engine,
     source: Annotated[
         str | None,
         typer.Argument(metavar="[SPEC]", help="A sweep's YAML, or a preset such as paper/table2."),
@@ -96,6 +95,7 @@ def sweep(
         Path | None,
         typer.Option("--output", "-o", help="The store; runs/sweep-NAME.", rich_help_panel=RUN),
     ] = None,
+    engine: Engine,
 ) -> None:
     """Run a grid: tasks x methods x k x l x learning rates x seeds x backbones.
 

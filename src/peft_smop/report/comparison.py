@@ -37,6 +37,9 @@ class Row:
     training_gflops_per_example: float | None
     alarms: tuple[str, ...]
     """What was noticed, with the number of seeds in which it was."""
+    worth: tuple[tuple[float, float], ...] = ()
+    """Of the routing on validation examples, by seed: the 95 % interval over the best single prompt
+    of the same adapter, in points; empty for methods without a router."""
     difference: Difference | None = None
     """Against the first method, its p-value corrected for the number of methods."""
     wins: int | None = None
@@ -130,6 +133,7 @@ def _row(name: str, paths: Sequence[Path]) -> Row:
         peak_memory_mib=_median(r.cost.peak_memory_mib for r in results),
         training_gflops_per_example=first.cost.training_gflops_per_example,
         alarms=tuple(f"{alarm} in {n} of {len(results)}" for alarm, n in alarms.items()),
+        worth=tuple((r.routing.worth.low, r.routing.worth.high) for r in results if r.routing),
     )
 
 
