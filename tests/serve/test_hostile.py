@@ -110,6 +110,23 @@ def test_a_hostile_request_is_refused_in_one_sentence(served, case):
     assert one(served[0], "POST", P, {"text": TEXTS[0]})[0] == 200
 
 
+def test_every_refusal_is_one_that_the_schema_lists(served):
+    paths = one(served[0], "GET", "/openapi.json")[2]["paths"]
+    for method, path, _, code in HOSTILE:
+        named = A + "/{name}" if path.startswith(A + "/") else path
+        if code != 405 and named in paths:
+            assert str(code) in paths[named][method.lower()]["responses"], (method, path, code)
+    for named in ("/v1/predict", "/v1/generate", C, "/v1/chat/completions", "/v1/routes"):
+        assert {"401", "408", "429", "504"} <= paths[named]["post"]["responses"].keys()
+    assert list(paths["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
+
+
+def test_a_wrong_method_is_told_all_that_the_path_has(served):
+    status, headers, _ = one(served[0], "PUT", A, {"name": "x"})
+    assert status == 405
+    assert headers["allow"].upper() == "GET, POST"  # the helper writes all small
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -10,8 +10,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from peft_smop import __version__
 from peft_smop.errors import CheckpointError, SMoPError
@@ -22,7 +23,14 @@ from peft_smop.serve.batching import Batcher, Busy, Late
 from peft_smop.serve.doors import Doors
 from peft_smop.serve.metrics import Metrics
 from peft_smop.serve.options import ServeOptions
-from peft_smop.serve.schema import GenerateRequest, LoadRequest, PredictRequest
+from peft_smop.serve.schema import (
+    ANSWERING,
+    DOORS,
+    GenerateRequest,
+    LoadRequest,
+    PredictRequest,
+    refusals,
+)
 
 PAGE = Path(__file__).with_name("page.html")
 CLIENT_LEFT = 499
@@ -149,13 +157,26 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        return said(error.status_code, str(error.detail), **(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # as given it names one of several routes of a path
+            headers["Allow"] = ", ".join(sorted(_methods_at(app, request)))
+        return said(error.status_code, str(error.detail), **headers)
+
+
+def _methods_at(app: FastAPI, request: Request) -> set[str]:
+    """What may be asked at a request's path."""
+    return {
+        method
+        for route in app.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
 
 
 def _add_predicting(app: FastAPI, server: Server) -> None:
     batcher = server.batcher
 
-    @app.post("/v1/predict")
+    @app.post("/v1/predict", responses=refusals(*ANSWERING))
     async def predict(asked: PredictRequest, request: Request) -> dict[str, Any]:
         """Label an input, or inputs across adapters; all requests share batches."""
         inputs = answering.inputs_of(asked, server.options.inputs)
@@ -163,7 +184,7 @@ def _add_predicting(app: FastAPI, server: Server) -> None:
         server.count(answers)
         return {"answers": [{"adapter": a.adapter, **a.as_dict()} for a in answers]}
 
-    @app.post("/v1/routes")
+    @app.post("/v1/routes", responses=refusals(*ANSWERING))
     async def routes(asked: PredictRequest, request: Request) -> dict[str, Any]:
         """Which prompt answers an input, and its share of the router's probability."""
         inputs = answering.inputs_of(asked, server.options.inputs)
@@ -175,19 +196,19 @@ def _add_predicting(app: FastAPI, server: Server) -> None:
             ]
         }
 
-    @app.post("/v1/generate")
+    @app.post("/v1/generate", responses=refusals(*ANSWERING))
     async def generate(asked: GenerateRequest, request: Request) -> dict[str, Any]:
         """Write freely after an input, or inputs across adapters."""
         return {"texts": await answering.generate(batcher, request, asked)}
 
 
 def _add_adapters(app: FastAPI, server: Server) -> None:
-    @app.get("/v1/adapters")
+    @app.get("/v1/adapters", responses=refusals(401, 408, 413))
     async def adapters() -> dict[str, Any]:
         """The adapters that answer."""
         return {"adapters": [server.described(name) for name in server.predictor.adapters]}
 
-    @app.post("/v1/adapters", status_code=201)
+    @app.post("/v1/adapters", status_code=201, responses=refusals(*DOORS, 400, 403, 409))
     async def load(asked: LoadRequest) -> dict[str, Any]:
         """Load an adapter from the server's directory of adapters, while serving."""
         place = server.place_of(asked.source or asked.name)
@@ -201,7 +222,7 @@ def _add_adapters(app: FastAPI, server: Server) -> None:
             raise HTTPException(400, str(error)) from error
         return server.described(asked.name)
 
-    @app.delete("/v1/adapters/{name}")
+    @app.delete("/v1/adapters/{name}", responses=refusals(*DOORS, 404, 409))
     async def unload(name: str) -> dict[str, Any]:
         """Forget an adapter; rows of it that wait are answered first or refused."""
         answering.known(server.batcher, name)
@@ -213,20 +234,20 @@ def _add_adapters(app: FastAPI, server: Server) -> None:
 
 
 def _add_watching(app: FastAPI, server: Server) -> None:
-    @app.get("/healthz")
+    @app.get("/healthz", responses={503: {"description": "it does not"}})
     async def healthz() -> Response:
         """Whether the server lives."""
         alive = server.batcher.is_working
         return JSONResponse({"alive": alive}, 200 if alive else 503)
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses={503: {"description": "it does not"}})
     async def readyz() -> Response:
         """Whether it takes requests."""
         room = server.batcher.waiting < server.options.queue_rows
         ready = server.is_ready and server.batcher.is_working and room
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters, as Prometheus reads them."""
         content = server.metrics.text(

@@ -14,20 +14,25 @@ from starlette.exceptions import HTTPException
 from peft_smop.errors import ConfigError
 from peft_smop.serve import answering
 from peft_smop.serve.batching import Batcher
-from peft_smop.serve.schema import ChatRequest, CompletionRequest
+from peft_smop.serve.schema import ANSWERING, ChatRequest, CompletionRequest, refusals
+
+WRITTEN: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A text, or events", "content": {"text/event-stream": {}}},
+    **refusals(*ANSWERING),
+}
 
 
 def add(app: FastAPI, batcher: Batcher) -> None:
     """Add the routes to an app."""
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=refusals(401, 408, 413))
     async def models() -> dict[str, Any]:
         """The adapters, as OpenAI lists models."""
         names = batcher.predictor.adapters
         data = [{"id": name, "object": "model", "owned_by": "peft-smop"} for name in names]
         return {"object": "list", "data": data}
 
-    @app.post("/v1/completions", response_model=None)
+    @app.post("/v1/completions", response_model=None, responses=WRITTEN)
     async def completions(asked: CompletionRequest, request: Request) -> dict[str, Any] | Response:
         """Continue a text, or several; no template is put around them."""
         prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
@@ -39,7 +44,7 @@ def add(app: FastAPI, batcher: Batcher) -> None:
         envelope = _envelope("text_completion", "cmpl", asked.model, choices)
         return _events([envelope]) if asked.stream else envelope
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, responses=WRITTEN)
     async def chat(asked: ChatRequest, request: Request) -> dict[str, Any] | Response:
         """Answer a chat, written by the backbone's chat template or, without one, in lines."""
         ((text, reason),) = await _written(batcher, request, asked, [_chat(batcher, asked)])

@@ -73,3 +73,33 @@ class ChatRequest(_OpenAI):
     """`/v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
+
+
+class Refusal(BaseModel):
+    """What was wrong, in one sentence."""
+
+    error: str
+
+
+_REFUSALS = {
+    400: "the request cannot be answered",
+    401: "the token is missing or wrong",
+    403: "not from the server's directory of adapters",
+    404: "there is no such adapter",
+    408: "the body came too slowly",
+    409: "not with the adapters that are loaded",
+    413: "the body is too large",
+    422: "the body is not what is expected",
+    429: "too many rows wait; Retry-After says how long to wait",
+    503: "not now",
+    504: "the deadline passed",
+}
+DOORS = (401, 408, 413, 422)
+"""With which any request under /v1 may be refused."""
+ANSWERING = (*DOORS, 400, 404, 429, 504)
+"""With which a request for answers may be refused."""
+
+
+def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """The refusals of a route, as OpenAPI lists them."""
+    return {code: {"model": Refusal, "description": _REFUSALS[code]} for code in sorted(codes)}
