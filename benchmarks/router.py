@@ -68,7 +68,7 @@ def _parts(model: PeftModel, batch: dict[str, Tensor], x: Tensor) -> dict[str, C
     def splice(prompts: Tensor) -> Tensor:
         layout = Layout.of(
             padding=left_padding(mask),
-            lengths=layer.lengths(rows, x.device),
+            lengths=layer.places(rows, x.device).lengths,
             tokens=x.shape[1],
             width=layer.width(rows),
             slack="right",

@@ -14,8 +14,8 @@ from peft_smop.errors import PromptIgnoredError
 from peft_smop.rows import Call, RowAdapters, current, end
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.mixture import Decision
-from peft_smop.tuner.splice import Halves, Layout
-from peft_smop.tuner.texts import Texts
+from peft_smop.tuner.splice import Layout
+from peft_smop.tuner.texts import Halves, Texts
 
 Result = TypeVar("Result")
 

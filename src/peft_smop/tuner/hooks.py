@@ -31,7 +31,7 @@ from peft_smop.tuner.inputs import continued, encoder_mask, spliced
 from peft_smop.tuner.judging import posterior_of
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.objective import with_terms
-from peft_smop.tuner.splice import Halves
+from peft_smop.tuner.texts import Halves
 
 
 class PromptHooks:

@@ -16,55 +16,50 @@ from peft_smop.rows import RowAdapters
 from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.deciding import decided, finite
-from peft_smop.tuner.layer import SMoPLayer
+from peft_smop.tuner.layer import Places, SMoPLayer
 from peft_smop.tuner.reading import in_halves
 from peft_smop.tuner.scope import text_ends
 from peft_smop.tuner.splice import Layout, left_padding
 
 
 def layout_of(
-    layer: SMoPLayer,
+    places: Places,
     backbone: Backbone,
-    rows: RowAdapters,
     mask: Tensor | None,
-    like: Tensor,
     tokens: int,
     edges: Int[Tensor, "b"] | None = None,
 ) -> Layout:
     """Where prompts and tokens of a pass stand.
 
     Args:
-        layer: the adapters.
+        places: of the rows' prompts.
         backbone: the backbone.
-        rows: which adapter each row follows.
         mask: of the tokens; None: all are attended.
-        like: a tensor of the pass.
         tokens: of a row.
         edges: where the text ends that a row's prompt may stand behind, as `text_ends` counts;
             None: no prompt stands there.
     """
-    lengths = layer.lengths(rows, like.device)
-    padding = torch.zeros_like(lengths) if mask is None else left_padding(mask)
-    if edges is not None:
-        is_behind = layer.stands_behind(rows, like.device)
-        edges = torch.where(is_behind, torch.maximum(edges, padding), padding)
+    padding = torch.zeros_like(places.lengths) if mask is None else left_padding(mask)
+    if edges is not None and places.is_behind is not None:
+        edges = torch.where(places.is_behind, torch.maximum(edges, padding), padding)
     return Layout.of(
         padding=padding,
-        lengths=lengths,
+        lengths=places.lengths,
         tokens=tokens,
-        width=layer.width(rows),
+        width=places.width,
         slack=backbone.slack,
         edges=edges,
     )
 
 
 def _edges(
-    layer: SMoPLayer,
+    places: Places,
     call: PromptCall,
-    rows: RowAdapters,
     x: Float[Tensor, "b n e"],
     mask: Tensor | None,
     labels: Tensor | None,
+    *,
+    in_training: bool,
 ) -> Int[Tensor, "b"] | None:
     """Where the texts of a pass end; None: no prompt stands behind one.
 
@@ -73,15 +68,14 @@ def _edges(
     Raises:
         ConfigError: nothing says where an answer begins.
     """
-    behind = [name for name in rows.names if layer[name].position == "after"]
-    if not behind:
+    if not places.behind:
         return None
     if call.edges is not None:
         return call.edges.repeat_interleave(len(x) // len(call.edges))
-    if labels is None and layer.training and not call.decides_once:
+    if labels is None and in_training and not call.decides_once:
         raise ConfigError(
-            f"adapter {behind[0]!r} puts its prompt between text and answer, and no labels say"
-            " where the answer begins (label smoothing and losses computed outside take them"
+            f"adapter {places.behind[0]!r} puts its prompt between text and answer, and no labels"
+            " say where the answer begins (label smoothing and losses computed outside take them"
             " away); pass labels to the model"
         )
     attended = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask != 0
@@ -124,13 +118,14 @@ def spliced(
         labels=labels,
         answers_within=backbone.predicts_next,
     )
-    halves = in_halves(layer, backbone, call, given, rows, prompts, x, labels)
+    places = layer.places(rows, x.device)
+    halves = in_halves(layer, backbone, call, given, places, prompts, x, labels)
     if halves is not None:
         own, call.layout = halves
         return {**given, **own}
-    edges = _edges(layer, call, rows, x, mask, labels)
-    layout = call.layout = layout_of(layer, backbone, rows, mask, x, x.shape[1], edges)
-    needs_mask = mask is not None or layer.is_uneven(rows)
+    edges = _edges(places, call, x, mask, labels, in_training=layer.training)
+    layout = call.layout = layout_of(places, backbone, mask, x.shape[1], edges)
+    needs_mask = mask is not None or places.is_uneven
     given["input_ids"], given["inputs_embeds"] = None, layout.embeddings(prompts.to(x.dtype), x)
     if needs_mask:
         given["attention_mask"] = mask = layout.mask(mask)
@@ -168,20 +163,19 @@ def continued(
         ConfigError: the backbone cannot tell where the rows of its cache begin.
     """
     mask, positions = given.get("attention_mask"), given.get("position_ids")
-    uneven = layer.is_uneven(rows)
-    if mask is None and not uneven and positions is None:
+    places = layer.places(rows, tokens.device)
+    if mask is None and not places.is_uneven and positions is None:
         return given  # the cache is longer by the prompt, and positions follow its length
-    if backbone.slack == "right" and uneven:
+    if backbone.slack == "right" and places.is_uneven:
         raise ConfigError(
             "this model counts positions by slots, so prompts of different lengths (or __base__)"
             " cannot go on from one cache; generate for each adapter by itself"
         )
-    width = layer.width(rows)
-    total = mask.shape[1] if mask is not None else past - width + tokens.shape[1]
+    total = mask.shape[1] if mask is not None else past - places.width + tokens.shape[1]
     if edges is not None:
         edges = edges.repeat_interleave(rows.count // len(edges))
-    layout = layout_of(layer, backbone, rows, mask, tokens, total, edges)
-    if mask is not None or uneven:
+    layout = layout_of(places, backbone, mask, total, edges)
+    if mask is not None or places.is_uneven:
         given["attention_mask"] = layout.mask(mask)
     if backbone.takes_positions and positions is not None:
         given["position_ids"] = positions + layout.lengths[:, None]
@@ -213,19 +207,19 @@ def encoder_mask(
     Raises:
         PromptIgnoredError: the states were computed without the prompt and have no room for it.
     """
-    width = layer.width(rows)
+    places = layer.places(rows, states.device)
     if mask is None:
         if is_fresh:
             raise PromptIgnoredError(
                 "encoder_outputs without an attention_mask do not show whether they hold the"
                 " soft prompt; pass the attention_mask of the tokens"
             )
-        if not layer.is_uneven(rows):
+        if not places.is_uneven:
             return None
-    elif mask.shape[1] + width != states.shape[1]:
+    elif mask.shape[1] + places.width != states.shape[1]:
         raise PromptIgnoredError(
             f"encoder_outputs have {states.shape[1]} positions for {mask.shape[1]} tokens and a"
-            f" prompt of {width}: they were computed without this adapter's soft prompt; compute"
-            " them through the model"
+            f" prompt of {places.width}: they were computed without this adapter's soft prompt;"
+            " compute them through the model"
         )
-    return layout_of(layer, backbone, rows, mask, states, states.shape[1] - width).mask(mask)
+    return layout_of(places, backbone, mask, states.shape[1] - places.width).mask(mask)

@@ -6,11 +6,11 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.optim.optimizer import (
@@ -33,6 +33,23 @@ REVIVAL_SPREAD = 0.01
 
 _ADAPTERS: WeakSet[Adapter] = WeakSet()
 """Every adapter of the process, for `_count_step`."""
+
+
+class Places(NamedTuple):
+    """How long the prompts of a pass's rows are, and on which side of their texts they stand."""
+
+    lengths: Int[Tensor, "b"]
+    """0 for `__base__`."""
+    width: int
+    """The longest."""
+    is_uneven: bool
+    """Whether some row's prompt is shorter than the longest."""
+    behind: tuple[str, ...]
+    """Adapters whose prompts stand behind their texts."""
+    is_behind: Bool[Tensor, "b"] | None
+    """Whose rows these are; None: nobody's."""
+    all_behind: bool
+    """Whether no prompt stands before its text."""
 
 
 class Adapter(nn.Module):
@@ -310,25 +327,26 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         """The longest prompt in the batch; 0 when no row has one."""
         return max([self[name].length for name in rows.names]) if rows.names else 0
 
-    def is_uneven(self, rows: RowAdapters) -> bool:
-        """Whether some row's prompt is shorter than the longest of the batch."""
-        return (rows.of_row is not None and -1 in rows.of_row) or len(
-            {self[name].length for name in rows.names}
-        ) > 1
+    def places(self, rows: RowAdapters, device: torch.device) -> Places:
+        """How long every row's prompt is, and on which side of its text it stands."""
+        own = [self[name] for name in rows.names]
+        lengths, behind = [one.length for one in own], [one.position == "after" for one in own]
+        is_bare = rows.of_row is not None and -1 in rows.of_row
+        is_uneven = is_bare or len(set(lengths)) > 1
 
-    def stands_behind(self, rows: RowAdapters, device: torch.device) -> Bool[Tensor, "b"]:
-        """Whether every row's prompt stands behind its text."""
-        behind = [self[name].position == "after" for name in rows.names]
-        if rows.of_row is None or all(behind):
-            return torch.full((rows.count,), all(behind), device=device)
-        return on_device([i >= 0 and behind[i] for i in rows.of_row], device)
+        def by_row(values: list[int] | list[bool], missing: int) -> Tensor:
+            if rows.of_row is None or (not is_bare and len(set(values)) == 1):
+                return torch.full((rows.count,), values[0] if values else missing, device=device)
+            return on_device([values[i] if i >= 0 else missing for i in rows.of_row], device)
 
-    def lengths(self, rows: RowAdapters, device: torch.device) -> Tensor:
-        """The length of every row's prompt (b,), 0 for `__base__`."""
-        if rows.of_row is None or not self.is_uneven(rows):
-            return torch.full((rows.count,), self.width(rows), device=device)
-        by_name = [self[name].length for name in rows.names]
-        return on_device([by_name[i] if i >= 0 else 0 for i in rows.of_row], device)
+        return Places(
+            lengths=by_row(lengths, 0),
+            width=max(lengths, default=0),
+            is_uneven=is_uneven,
+            behind=tuple(n for n, is_it in zip(rows.names, behind, strict=True) if is_it),
+            is_behind=by_row(behind, False) if any(behind) else None,
+            all_behind=all(behind),
+        )
 
     def rows_are_independent(self, names: Iterable[str]) -> bool:
         """Whether no row of these adapters, and no training loss on it, sees other rows."""

@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from peft_smop.rows import RowAdapters, calling
+from peft_smop.rows import calling
 from peft_smop.tuner.backbone import Backbone, cache_of, parameter_names
 from peft_smop.tuner.call import PromptCall
-from peft_smop.tuner.layer import SMoPLayer
+from peft_smop.tuner.layer import Places, SMoPLayer
 from peft_smop.tuner.scope import text_ends
-from peft_smop.tuner.splice import Halves, left_padding
-from peft_smop.tuner.texts import KeptTexts, Texts, may_be_continued
+from peft_smop.tuner.splice import left_padding
+from peft_smop.tuner.texts import Halves, KeptTexts, Texts, may_be_continued
 
 _LOOKED_INTO = ("output_hidden_states", "output_attentions", "output_router_logits", "use_cache")
 """What a caller may ask of a pass that the two halves of one do not give."""
@@ -37,24 +37,25 @@ _RECOMPUTES = "gradient_checkpointing"
 def texts_of(
     layer: SMoPLayer,
     backbone: Backbone,
-    rows: RowAdapters,
     given: Mapping[str, Any],
     labels: Tensor | None,
+    *,
+    all_behind: bool,
 ) -> Texts | None:
     """Read the texts of a labelled pass, where all its prompts stand behind them.
 
     Args:
         layer: the adapters.
         backbone: which reads.
-        rows: which adapter each row follows.
         given: the arguments of the model or the backbone, by name.
         labels: of the pass, which show where texts end.
+        all_behind: whether no prompt of the pass stands before its text.
 
     Returns:
         None where one pass has to do all: a prompt stands before its text, the backbone takes no
         positions or recomputes its layers, or something is asked of the pass that only one gives.
     """
-    if labels is None or not _may_be_halved(layer, backbone, rows, given):
+    if labels is None or not all_behind or not _may_be_halved(layer, backbone, given):
         return None
     x, mask = given.get("inputs_embeds"), given.get("attention_mask")
     with torch.no_grad():
@@ -133,10 +134,8 @@ def _kept(
     return kept.cache_of(found, length), states
 
 
-def _may_be_halved(
-    layer: SMoPLayer, backbone: Backbone, rows: RowAdapters, given: Mapping[str, Any]
-) -> bool:
-    """Whether a pass may be computed as its text and what continues it."""
+def _may_be_halved(layer: SMoPLayer, backbone: Backbone, given: Mapping[str, Any]) -> bool:
+    """Whether a pass whose prompts all stand behind may be its text and what continues it."""
     module: Any = backbone.module
     config, x = module.config, given.get("inputs_embeds")
     return not (
@@ -145,7 +144,6 @@ def _may_be_halved(
         # what is trained, or looked at, in the text has a gradient of its own
         or (x is not None and x.requires_grad)
         or layer.is_trained_beside(module)
-        or any(layer[name].position != "after" for name in rows.names)
         or not (backbone.takes_positions and backbone.predicts_next)
         or given.get("position_ids") is not None
         or cache_of(given) is not None
@@ -160,7 +158,7 @@ def in_halves(
     backbone: Backbone,
     call: PromptCall,
     given: Mapping[str, Any],
-    rows: RowAdapters,
+    places: Places,
     prompts: Float[Tensor, "b l e"],
     x: Float[Tensor, "b n e"],
     labels: Tensor | None,
@@ -172,7 +170,7 @@ def in_halves(
         backbone: which is about to be called.
         call: hands over what was read.
         given: the backbone's arguments by name.
-        rows: which adapter each row follows.
+        places: of the rows' prompts.
         prompts: every row's.
         x: the tokens' embeddings.
         labels: of the pass; None: it has none.
@@ -183,17 +181,16 @@ def in_halves(
     """
     texts, call.texts = call.texts, None
     if texts is None and layer.training and torch.is_grad_enabled():
-        texts = texts_of(layer, backbone, rows, given, labels)
+        texts = texts_of(layer, backbone, given, labels, all_behind=places.all_behind)
     if texts is None:
         return None
     mask = given.get("attention_mask")
-    return _continuing(layer, backbone, rows, texts.rows(None), prompts, x, mask)
+    return _continuing(backbone, places, texts.rows(None), prompts, x, mask)
 
 
 def _continuing(
-    layer: SMoPLayer,
     backbone: Backbone,
-    rows: RowAdapters,
+    places: Places,
     texts: Texts,
     prompts: Float[Tensor, "b l e"],
     x: Float[Tensor, "b n e"],
@@ -202,9 +199,8 @@ def _continuing(
     """The backbone's arguments for prompts and answers behind texts that were read.
 
     Args:
-        layer: the adapters.
         backbone: which is about to be called.
-        rows: which adapter each row follows.
+        places: of the rows' prompts.
         texts: what was read of these rows.
         prompts: every row's.
         x: the tokens' embeddings.
@@ -214,7 +210,7 @@ def _continuing(
         With how the tokens' states are put together.
     """
     n, width, t = x.shape[1], prompts.shape[1], texts.states.shape[1]
-    lengths, edges = layer.lengths(rows, x.device)[:, None], texts.edges[:, None]
+    lengths, edges = places.lengths[:, None], texts.edges[:, None]
     whole = x.new_ones(x.shape[:2], dtype=texts.mask.dtype) if mask is None else mask
     ends = (whole != 0).long() * torch.arange(1, n + 1, device=x.device)
     answer = int((ends.amax(dim=1, keepdim=True) - edges).amax().clamp(min=0))
@@ -228,7 +224,7 @@ def _continuing(
     own = torch.where(is_prompt, 1, whole.gather(1, columns) * is_token)
     tokens = torch.arange(n, device=x.device)[None, :]
     behind = tokens >= edges - 1
-    places = torch.where(behind, tokens - edges + t + lengths, tokens - edges + t)
+    read = torch.where(behind, tokens - edges + t + lengths, tokens - edges + t)
     name = "cache" if "cache" in parameter_names(backbone.module) else "past_key_values"
     given = {
         "input_ids": None,
@@ -239,7 +235,7 @@ def _continuing(
         name: texts.cache,
     }
     last = t + slots.shape[1] - 1
-    return given, Halves(texts.states, places.clamp(min=0, max=last))
+    return given, Halves(texts.states, read.clamp(min=0, max=last))
 
 
 @contextmanager

@@ -51,6 +51,27 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """How the states of a text and of what continues it make up those of its tokens."""
+
+    text: Float[Tensor, "b t e"]
+    source: Int[Tensor, "b n"]
+    """For every token its place in [text (t), prompt and answer]; the prompt's last for the text's
+    last, whose verdict it gives."""
+
+    def drop(self, states: Float[Tensor, "b s e"]) -> Float[Tensor, "b n e"]:
+        """The states of the tokens alone."""
+        joined = torch.cat([self.text, states], dim=1)
+        return joined.gather(1, self.source[:, :, None].expand(-1, -1, joined.shape[-1]))
+
+    def handed_out(self, output: Any, *, as_tuple: bool) -> Any:
+        """The backbone's output with those; without the cache, which no caller's mask fits."""
+        kept = {k: v for k, v in output.items() if k not in ("past_key_values", "cache")}
+        kept["last_hidden_state"] = self.drop(kept["last_hidden_state"])
+        return tuple(kept.values()) if as_tuple else type(output)(**kept)
+
+
+@dataclass(frozen=True)
 class KeptText:
     """One text's keys, values and last states."""
 
