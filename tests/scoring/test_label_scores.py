@@ -211,7 +211,7 @@ def test_only_where_a_prompt_is_chosen_there_is_a_load(saved_models, routing, co
 @pytest.mark.parametrize(
     ("routing", "revives", "remedy"),
     [
-        ("linear", False, "train with --method smop-posterior or --set revive_dead_prompts=true"),
+        ("linear", False, "train with --method smop-posterior or --revive-dead-prompts"),
         ("linear", True, "train with --method smop-posterior"),
         ("posterior", False, "fewer may do, --num-prompts"),
         ("posterior", True, "fewer may do, --num-prompts"),

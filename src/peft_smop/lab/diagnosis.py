@@ -69,7 +69,7 @@ def _start_out_of_scale(signs: Signs) -> Finding | None:
         f"prompts started too {wide}",
         f"their spread was {_times(scale.at_start)} that of the backbone's embeddings"
         f" ({signs.spread:.3g})",
-        f"start from the vocabulary (--init vocabulary), or set init_std={signs.spread:.2g}",
+        f"start from the vocabulary (--init vocabulary), or give --init-std {signs.spread:.2g}",
     )
 
 
@@ -106,7 +106,7 @@ def _dropout(signs: Signs) -> Finding | None:
         "the backbone's dropout hides what prompts do",
         f"with it, as in training, the loss is {signs.loss_dropping:.2f}, without it"
         f" {signs.loss_after:.2f}",
-        "train without: --set dropout=false",
+        "train without: --no-dropout",
     )
 
 

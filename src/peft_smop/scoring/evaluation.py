@@ -337,7 +337,7 @@ def _remedy(adapter: Adapter | None, *, revives: bool) -> str:
         return ""
     if adapter.strategy.judges:  # it was told of every prompt, and has no use for these
         return "; fewer may do, --num-prompts"
-    again = [] if revives else ["--set revive_dead_prompts=true"]
+    again = [] if revives else ["--revive-dead-prompts"]
     return f"; train with {' or '.join(['--method smop-posterior', *again])}"
 
 
