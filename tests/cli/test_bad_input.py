@@ -318,3 +318,17 @@ def test_a_loss_that_explodes_is_one_sentence(smop, toy_task, saved_models, tmp_
     )  # fmt: skip
     line = refused(outcome, "stopped at step", "lower the learning rate")
     assert "not finite" in line or "loss became" in line
+
+
+def test_what_is_nearly_the_packaged_model_is_no_question_to_the_hub(smop, monkeypatch):
+    from peft_smop.methods import backbones
+
+    monkeypatch.setattr(backbones, "AutoConfig", None)  # nothing is looked for
+    outcome = smop("train", "-t", "medley", "-m", "embeded", *QUICK)
+    refused(outcome, "unknown model 'embeded'; did you mean embedded")
+
+
+def test_how_many_seeds_is_a_number_above_none(smop, toy_task, tmp_path):
+    spec = tmp_path / "few.yaml"
+    spec.write_text(f"tasks: {toy_task}\nmethods: single\nseeds: -2\n")
+    refused(smop("sweep", spec), "seeds=-2; expected how many, at least 1, or a list")

@@ -1,6 +1,7 @@
 """Options that commands have from the fields of methods and of training."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -22,20 +23,33 @@ def test_every_option_of_training_is_one_of_each_command_with_its_help(smop, com
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in out  # no name is cut
+    flat = " ".join(out.replace("│", " ").split()).lower()
     for field in fields_of(TrainingFields):
         name = "--lr" if field.name == "learning_rate" else option_of(field)
-        assert name in out, name
+        assert name in words(out), name
         if field.name == "learning_rate":
             continue  # of a sweep it is a list
-        assert field.help, field.name
-        assert all(word in out for word in field.choices), field.name
+        first = " ".join(field.help.split()[:2]).rstrip(";,")
+        assert first.lower() in flat, field.name
+        assert all(word in flat for word in field.choices), field.name
+
+
+def words(out: str) -> set[str]:
+    return set(re.findall(r"--[\w-]+", out))
+
+
+def test_a_sweep_s_help_tells_no_default_that_its_file_may_change(smop):
+    _, out, _ = smop("sweep", "--help")
+    assert "[default: 50]" not in out
+    _, out, _ = smop("train", "--help")
+    assert "[default: 50]" in out
 
 
 def test_every_option_of_a_method_is_one_of_train(smop):
     _, out, _ = smop("train", "--help")
     for field in fields_of(MethodFields):
         if field.name != "name":
-            assert option_of(field) in out
+            assert option_of(field) in words(out), field.name
 
 
 def test_what_was_not_said_is_not_handed_on_and_flags_say_the_other_than_the_default():
@@ -81,18 +95,49 @@ def test_one_rate_for_all_methods_of_a_comparison(smop, toy_task, saved_models, 
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [
-        ("train", ("--batch-size", "3", "--set", "batch_size=4")),
-        ("train", ("-k", "3", "--set", "num_prompts=4")),
-        ("train", ("--no-perturbation", "--set", "perturbation=true")),
-        ("compare", ("--epochs", "3", "--set", "epochs=4")),
-        ("sweep", ("--no-dropout", "--set", "dropout=true")),
+        ("train", ("--batch-size", "3", "--set", "batch_size=4", "contradicts --batch-size 3;")),
+        ("train", ("-k", "3", "--set", "num_prompts=4", "contradicts --num-prompts 3;")),
+        (
+            "train",
+            (
+                "--no-perturbation",
+                "--set",
+                "perturbation=true",
+                "--set perturbation=true contradicts --no-perturbation;",
+            ),
+        ),
+        ("compare", ("--epochs", "3", "--set", "epochs=4", "contradicts --epochs 3.0;")),
+        ("sweep", ("--no-dropout", "--set", "dropout=true", "contradicts --no-dropout;")),
+        ("train", ("--set", "seed_x=1", "--set", "seed_x=2", "--set seed_x is given twice")),
+        ("sweep", ("--set", "epochs=1", "--set", "epochs=2", "--set epochs is given twice")),
+        ("train", ("--method", "smop:k=3", "-k", "4", "says num_prompts=3, and another option 4")),
+        ("train", ("--method", "smop:lr=0.3", "--lr", "0.2", "says learning_rate=0.3")),
+        ("train", ("--lr", "null", "cannot be")),
+        ("train", ("--init-text", "foo", "init_text='foo' has no effect on init='vocabulary'")),
+        ("train", ("--init-std", "3", "init_std=3.0 has no effect on init='vocabulary'")),
+        ("train", ("--init", "normal", "--init-adapter", "x", "has no effect on init='normal'")),
     ],
 )
-def test_an_option_said_twice_in_two_ways_is_refused(smop, toy_task, command, arguments):
-    code, _, err = smop(command, "-t", toy_task, "-m", "embedded", *arguments)
+def test_an_option_said_twice_or_without_effect_is_refused(smop, toy_task, command, arguments):
+    *given, message = arguments
+    code, _, err = smop(command, "-t", toy_task, "-m", "embedded", *given)
     assert code == 2
-    assert "contradicts --" in err
+    assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_variant_s_own_rate_stands_against_the_one_for_all(
+    smop, toy_task, saved_models, tmp_path
+):
+    code, out, err = smop(
+        "compare", "-t", toy_task, "-m", saved_models["t5"], "--methods", "single:lr=0.3,lora-8",
+        "-o", tmp_path, "--seeds", 1, "--max-steps", 2, "--batch-size", 4, "--lr", "0.1",
+    )  # fmt: skip
+    assert code == 0, err
+    results = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
+    rates = {one["method"]["name"]: one["training"]["learning_rate"] for one in results}
+    assert rates == {"single": 0.3, "lora": 0.1}
+    assert "worth of routing" not in out  # nothing routes here
 
 
 def test_said_twice_alike_is_said_once():

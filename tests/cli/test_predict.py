@@ -135,6 +135,26 @@ def test_labels_in_the_input_are_scored_class_by_class(smop, adapter, tmp_path):
     assert "have a label" not in smop("predict", adapter, source, "--label", "nr")[2]
 
 
+def test_labels_that_the_task_does_not_have_are_told_and_not_scored(smop, adapter, tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_text("text,label\nwarm sun,good\ncold snow,blah\ncold ice,blah\nsnow,\n")
+    code, _, err = smop("predict", adapter, source)
+    assert code == 0
+    assert "1 have a label" in err
+    said = "2 rows are not scored, as their label is none of the task's: 'blah' (2)"
+    assert said in err
+    source.write_text("text,label\nwarm sun,blah\n")
+    assert "1 rows are not scored" in smop("predict", adapter, source)[2]
+
+
+def test_a_label_s_column_that_is_not_there_is_refused(smop, adapter, tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_text("text,label\nwarm sun,warm\n")
+    code, _, err = smop("predict", adapter, source, "--label", "lable")
+    assert code == 2
+    assert "unknown column 'lable'; did you mean label" in err
+
+
 def test_precision_recall_and_f1_of_every_class_by_hand():
     truth, given = [0, 0, 1, 2, 2, 2, 1, 0], [0, 1, 1, 2, 0, 2, 1, 2]
     expected = [(1 / 2, 1 / 3, 2 / 5, 3), (2 / 3, 1, 4 / 5, 2), (2 / 3, 2 / 3, 2 / 3, 3)]

@@ -83,6 +83,13 @@ def test_the_verdict_follows_the_interval(setting, low, high, said):
     found = certify(*setting)
     worth = Interval((low + high) / 2, low, high)
     assert said in replace(found, worth=worth, disagreement=40.0).verdict
+    if high < 0:
+        better = replace(found, worth=worth, disagreement=40.0, single=Interval(50, 40, 60))
+        little = replace(better, bound=Interval(54, 44, 64)).verdict
+        assert little.endswith("this task needs one prompt")
+        much = replace(better, bound=Interval(75, 65, 85)).verdict
+        assert "one prompt does better than this router" in much
+        assert "would add 25.0 points" in much
     alike = replace(found, worth=worth, disagreement=0.0)
     assert "nothing to choose between" in alike.verdict
 

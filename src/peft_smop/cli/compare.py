@@ -44,8 +44,6 @@ DEFINITIONS = (
     " models, and where seeds disagree, or there is one, others may come out otherwise",
     "validation: mean score of the chosen states; lr: learning rate; load: share of the test rows"
     " that each prompt got, the largest first",
-    "worth of routing: points over the best single one of the same prompts, 95 % interval, on"
-    " validation examples; where it holds 0, nothing shows that the task needs more than one",
     TRAINED,
     f"{SECONDS}, median over steps and seeds, evaluation left out",
     f"{MEMORY}; median over seeds",
@@ -159,6 +157,12 @@ def compare(
     )
 
 
+WORTH = (
+    "worth of routing: points over the best single one of the same prompts, 95 % interval, on"
+    " validation examples; where it holds 0, nothing shows that the task needs more than one"
+)
+
+
 def _print(rows: Sequence[Row], *, seeds: int, trials: int, title: str) -> None:
     """Both tables, and what their columns mean."""
     console = Console(highlight=False)
@@ -174,12 +178,12 @@ def _print(rows: Sequence[Row], *, seeds: int, trials: int, title: str) -> None:
     for table in (_scores(rows), _costs(rows)):
         print(table.text(width))
         print()
-    for line in DEFINITIONS:
+    for line in (*DEFINITIONS, *([WORTH] if any(any(row.worth) for row in rows) else [])):
         console.print(Text(fill(line, width, subsequent_indent="  "), style="dim"), soft_wrap=True)
     for row in rows:
-        if row.worth:
-            seeds_of = "; ".join(f"{low:+.1f} to {high:+.1f}" for low, high in row.worth)
-            said = f"{row.name}: worth of routing by seed: {seeds_of}"
+        if any(row.worth):
+            by_seed = [f"{one[0]:+.1f} to {one[1]:+.1f}" if one else "unknown" for one in row.worth]
+            said = f"{row.name}: worth of routing by seed: {'; '.join(by_seed)}"
             console.print(fill(said, width, subsequent_indent="  "), soft_wrap=True)
     for row in rows:
         for alarm in row.alarms:

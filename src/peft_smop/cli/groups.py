@@ -61,17 +61,22 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, Parameter]:
     return {name: one.replace(annotation=hints[name]) for name, one in found.items()}
 
 
-def training_group(*, without: Collection[str] = ()) -> Group:
-    """An option for each of `TrainingFields`; what was said of them, by name."""
-    return _of_fields(TrainingFields, TRAINING, without)
+def training_group(*, without: Collection[str] = (), defaults: bool = True) -> Group:
+    """An option for each of `TrainingFields`; what was said of them, by name.
+
+    Args:
+        without: fields that have none.
+        defaults: whether help tells them; not where a file may say other ones.
+    """
+    return _of_fields(TrainingFields, TRAINING, without, defaults)
 
 
-def method_group(*, without: Collection[str] = ("name",)) -> Group:
-    """An option for each of `MethodFields`; what was said of them, by name."""
-    return _of_fields(MethodFields, METHOD, without)
+def method_group() -> Group:
+    """An option for each of `MethodFields` but the name; what was said of them, by name."""
+    return _of_fields(MethodFields, METHOD, ("name",), True)
 
 
-def _of_fields(kind: type, panel: str, without: Collection[str]) -> Group:
+def _of_fields(kind: type, panel: str, without: Collection[str], defaults: bool) -> Group:
     shown = {field.name: field for field in fields_of(kind) if field.name not in without}
 
     def said(**given: Any) -> dict[str, Any]:
@@ -79,16 +84,17 @@ def _of_fields(kind: type, panel: str, without: Collection[str]) -> Group:
             name: _value(shown[name], value) for name, value in given.items() if value is not None
         }
 
-    return Group({name: _parameter(field, panel) for name, field in shown.items()}, said)
+    return Group({name: _parameter(one, panel, defaults) for name, one in shown.items()}, said)
 
 
 def _value(field: OptionField, given: Any) -> Any:
     if field.kind is bool:  # columns for both ways would leave no room for names
         return not field.default
-    return typed(given) if field.kind == Rate | None else given
+    value = typed(given) if field.kind == Rate | None else given
+    return given if value is None else value
 
 
-def _parameter(field: OptionField, panel: str) -> Parameter:
+def _parameter(field: OptionField, panel: str, defaults: bool) -> Parameter:
     """A command's option for a field, unsaid by default."""
     dashed = field.name.replace("_", "-")
     # words are checked where all options are, which says what is wrong in one sentence
@@ -96,7 +102,7 @@ def _parameter(field: OptionField, panel: str) -> Parameter:
     option = typer.Option(
         f"--no-{dashed}" if field.default is True else f"--{dashed}",
         *SHORTER.get(field.name, ()),
-        help=_help(field),
+        help=_help(field, defaults),
         metavar=_metavar(field),
         rich_help_panel=panel,
     )
@@ -104,14 +110,14 @@ def _parameter(field: OptionField, panel: str) -> Parameter:
     return Parameter(field.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _help(field: OptionField) -> str:
+def _help(field: OptionField, defaults: bool) -> str:
     """What it is, what it takes where that is one of a few words, and what it is if unsaid."""
     said = ": ".join([field.help, *([", ".join(field.choices)] if field.choices else [])])
     if field.kind is bool and field.default:
         said = f"without {said}"
     if said[1] != ",":  # k and l are written small
         said = said[0].upper() + said[1:]
-    shown = field.default is not None and field.kind is not bool
+    shown = defaults and field.default is not None and field.kind is not bool
     return f"{said}. [dim]\\[default: {field.default}][/dim]" if shown else f"{said}."
 
 
@@ -130,8 +136,10 @@ def joined(said: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, An
     """
     for key, value in settings.items():
         if said.get(key, value) != value:
-            raise ConfigError(
-                f"--set {key}={value} contradicts --{key.replace('_', '-')} {said[key]}; give one"
-                " of them"
-            )
+            dashed, other = key.replace("_", "-"), said[key]
+            option = f"--{dashed} {other}"
+            if isinstance(other, bool):
+                option = f"--{dashed}" if other else f"--no-{dashed}"
+            value = str(value).lower() if isinstance(value, bool) else value
+            raise ConfigError(f"--set {key}={value} contradicts {option}; give one of them")
     return {**said, **settings}

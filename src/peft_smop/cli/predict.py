@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,8 +13,9 @@ from peft_smop.cli.named import check_path
 from peft_smop.cli.options import BackboneOfTrained, TaskOfAdapter, TrainedPath
 from peft_smop.cli.show import plain_table
 from peft_smop.cli.terminal import Console, json_line
-from peft_smop.errors import ConfigError, DataError
+from peft_smop.errors import ConfigError, DataError, unknown
 from peft_smop.tasks import Broken, Row, Task, Writing, parse_lines, read_each
+from peft_smop.tasks.reading import shown
 
 if TYPE_CHECKING:
     from peft_smop.predictor.labelling import Bad, Tally
@@ -44,9 +45,11 @@ def predict(
         typer.Option(help="Whether values may stand in double quotes.", rich_help_panel=INPUT),
     ] = None,
     label: Annotated[
-        str,
-        typer.Option(help="The true label's column; scored where it is.", rich_help_panel=INPUT),
-    ] = "label",
+        str | None,
+        typer.Option(
+            help="The true label's column, for scores; 'label' where it is.", rich_help_panel=INPUT
+        ),
+    ] = None,
     skip_bad: Annotated[
         bool,
         typer.Option("--skip-bad", help="Pass over rows without use.", rich_help_panel=INPUT),
@@ -93,6 +96,7 @@ def predict(
     rows = [] if streams else read_each(source, writing=Writing(delimiter, encoding, quoting))
     if rows and not skip_bad:
         _refuse_broken(rows)
+    _check_has(rows, label)
     from peft_smop.predictor import Predictor
     from peft_smop.predictor.labelling import PASSES, Labelling, Tally, as_they_come, groups_of
     from peft_smop.predictor.writing import check_output, write_rows
@@ -105,7 +109,9 @@ def predict(
         check_output(bad_file, *read, *([output] if output else []))
     predictor = Predictor.load(path, task=task, model=model)
     nested = output is None or output.suffix.lower() == ".jsonl"
-    labelling = Labelling(predictor, threshold, label, prefix, skip_bad, batch_size, nested)
+    labelling = Labelling(
+        predictor, threshold, label or "label", prefix, skip_bad, batch_size, nested
+    )
     tally = Tally()
     groups = (
         as_they_come(parse_lines(_lines(), "<stdin>"), batch_size)
@@ -131,6 +137,17 @@ def _refuse_broken(rows: list[Row | Broken]) -> None:
     broken = next((row for row in rows if isinstance(row, Broken)), None)
     if broken is not None:
         raise broken.error
+
+
+def _check_has(rows: Sequence[Row | Broken], label: str | None) -> None:
+    """Refuse a column that no row has.
+
+    Raises:
+        ConfigError: with the columns that there are.
+    """
+    columns = dict.fromkeys(key for row in rows if isinstance(row, Row) for key in row.fields)
+    if label is not None and columns and label not in columns:
+        raise unknown("column", label, columns)
 
 
 def _lines() -> Iterator[str]:
@@ -173,6 +190,14 @@ def _report(tally: Tally, task: Task, threshold: float, bad_file: Path) -> None:
     if tally.truncated:
         said.append(f"{tally.truncated} inputs were longer than the model reads, and were cut")
     console.print("; ".join(said), markup=False)
+    if tally.strange:
+        some = ", ".join(f"{shown(value)} ({n})" for value, n in tally.strange.most_common(5))
+        console.print(
+            f"warning: {tally.strange.total()} rows are not scored, as their label is none of the"
+            f" task's: {some}; expected {', '.join(task.labels[:8])}",
+            style="yellow",
+            markup=False,
+        )
     if not tally.truth:
         return
     right = sum(t == g for t, g in zip(tally.truth, tally.given, strict=True))

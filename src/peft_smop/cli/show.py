@@ -24,11 +24,13 @@ def typed_options(given: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: there is no value.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for option in given:
         key, equals, value = option.partition("=")
         if not equals or not key or not value:
             raise ConfigError(f"--set {option}: expected KEY=VALUE")
+        if found.get(key, typed(value)) != typed(value):
+            raise ConfigError(f"--set {key} is given twice, as {found[key]} and {value}; give one")
         found[key] = typed(value)
     return found
 
@@ -83,10 +85,21 @@ FEW_ROWS = {"train": 10, "validation": 3, "test": 3}
 """Rows of a label below which a part is said to have few."""
 
 
-def print_split(console: Console, record: Mapping[str, Any]) -> None:
-    """Tell what a split did: its sizes, texts on both sides, labels with few rows."""
+def print_split(
+    console: Console, record: Mapping[str, Any], *, train_examples: int | None = None
+) -> None:
+    """Tell what a split did: its sizes, texts on both sides, labels with few rows.
+
+    Args:
+        console: where.
+        record: of the split.
+        train_examples: how many of the training examples were asked for; None: all.
+    """
     parts = record["parts"]
-    sizes = ", ".join(f"{part['examples']} {name}" for name, part in parts.items())
+    counts = {name: str(part["examples"]) for name, part in parts.items()}
+    if train_examples is not None and train_examples < parts["train"]["examples"]:
+        counts["train"] = f"{train_examples} of {counts['train']}"
+    sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     console.print(f"split {record['preset']}: {sizes} examples", markup=False, soft_wrap=True)
     warnings = []
     for name, part in parts.items():

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from peft_smop.lab.sweep import Job
 
 
-@with_groups(training=training_group(without=["learning_rate"]), engine=ENGINE_GROUP)
+@with_groups(
+    training=training_group(without=["learning_rate"], defaults=False), engine=ENGINE_GROUP
+)
 def sweep(
     *,
     source: Annotated[

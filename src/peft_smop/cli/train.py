@@ -22,8 +22,10 @@ from peft_smop.cli.options import (
 )
 from peft_smop.cli.show import print_result, print_split, typed_options
 from peft_smop.cli.terminal import Console
+from peft_smop.errors import ConfigError
 from peft_smop.names import (
     DEFAULT_MODEL,
+    SHORT,
     check_names,
     check_options,
     check_routing,
@@ -92,6 +94,7 @@ def train(
     """
     check_task(task)
     check_names([method])
+    _, *parts = method.split(":")
     check_routing(own.get("routing"))
     settings = typed_options(options or [])
     check_options(settings, method_options() + training_options())
@@ -107,6 +110,14 @@ def train(
     said = joined(own | noise | training, settings)
     of_method = {key: value for key, value in said.items() if key in MethodSpec.model_fields}
     of_training = {key: value for key, value in said.items() if key not in of_method}
+    in_name = {SHORT.get(key, key) for key in (part.partition("=")[0] for part in parts)}
+    for key in in_name & said.keys():
+        named = {**chosen.method, **chosen.training}[key]
+        if named != said[key]:
+            raise ConfigError(
+                f"--method {method} says {key}={named}, and another option {said[key]}; give one"
+                " of them"
+            )
     content: dict[str, Any] = {
         "task": task,
         "data": data,
@@ -137,4 +148,4 @@ def train(
     told = Console(highlight=False)
     if processes.is_first():
         print_result(told, result, where)
-        print_split(told, RunDirectory(where).read_split())
+        print_split(told, RunDirectory(where).read_split(), train_examples=train_examples)

@@ -11,9 +11,7 @@ from typing import Literal
 import torch
 from transformers import set_seed
 
-from peft_smop.costs import (
-    Cost,
-)
+from peft_smop.costs import Cost
 from peft_smop.errors import ConfigError
 from peft_smop.lab.lengths import SEED, SUBSTITUTE, Lengths, Order, substitute
 from peft_smop.lab.metering import WARMUP, Bench, Source

@@ -146,8 +146,8 @@ def _collapse(signs: Signs) -> Finding | None:
         return None
     else:
         remedy = (
-            "give the router longer, or balance=4 (--set); where smop routes says that this task"
-            " needs one prompt: --method single"
+            "give the router longer, or balance=4 (--set); where smop routes says that one prompt"
+            " is enough: --method single"
         )
     return Finding("the router collapsed", seen, remedy)
 

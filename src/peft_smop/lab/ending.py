@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +50,7 @@ def finish(begun: Begun, fitted: Fit, console: Console, *, packed: int = 1) -> R
         RunError: a score is not a number, or something cannot be written.
     """
     prepared, directory, spec = begun.prepared, begun.directory, begun.spec
-    seconds = time.monotonic() - begun.started
+    seconds = fitted.ended - begun.started
     if fitted.truncated:
         console.print(
             f"{fitted.truncated} of {len(prepared.train)} training inputs are longer than"

@@ -185,8 +185,8 @@ def _check_test_is_fixed(specs: Sequence[RunSpec]) -> None:
 
 
 def _space(common: Mapping[str, Any], one: Variant) -> tuple[Rate, ...]:
-    """The learning rates to try: the one for all methods if it was given, else the method's."""
-    training = common.get("training", {})
+    """The learning rates to try: the variant's own, the one for all, or the method's."""
+    training = {**common.get("training", {}), **one.training}
     given = training.get("learning_rate")
     return one.rates(training.get("recipe", RECIPES[0])) if given is None else (given,)
 

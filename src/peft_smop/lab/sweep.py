@@ -240,6 +240,10 @@ def _renamed(content: Mapping[str, Any], place: str) -> dict[str, Any]:
         if name in found:
             raise ConfigError(f"{place}: {name} is said twice, under two names")
         if key == "seeds" and isinstance(value, int) and not isinstance(value, bool):
+            if value < 1:
+                raise ConfigError(
+                    f"{place}: seeds={value}; expected how many, at least 1, or a list"
+                )
             value = list(range(value))  # so many of them
         found[name] = value
     return found

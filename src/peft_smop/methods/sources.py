@@ -8,6 +8,7 @@ import shutil
 import struct
 import tempfile
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peft_smop.embedded import MODEL_DIR, MODEL_NAME
-from peft_smop.errors import CheckpointError
+from peft_smop.errors import CheckpointError, unknown
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 UNREADABLE = (
@@ -50,6 +51,7 @@ class Source:
 
         Raises:
             CheckpointError: the path exists and holds no model that may be read.
+            ConfigError: it is nearly the packaged model's.
         """
         if name == MODEL_NAME:
             return cls(name, str(MODEL_DIR))
@@ -67,6 +69,8 @@ class Source:
                     f"{path} has no weights as safetensors; expected model.safetensors"
                     " (pickled weights are not read)"
                 )
+        elif get_close_matches(name.lower(), [MODEL_NAME], cutoff=0.8):
+            raise unknown("model", name, [MODEL_NAME])  # before the hub is asked, and asked again
         return cls(name, name)
 
     @property

@@ -23,22 +23,22 @@ class MethodFields:
     """A method and the options that are no routing strategy's own; None: the method's default."""
 
     name: str = "smop"
-    num_prompts: Annotated[int | None, Doc("k, the number of soft prompts")] = None
-    num_virtual_tokens: Annotated[int | None, Doc("l, length of one prompt")] = None
-    routing: Annotated[str | None, Doc("routing strategy of the mixture")] = None
+    num_prompts: Annotated[int | None, Doc("k, the number of soft prompts; 4 by default")] = None
+    num_virtual_tokens: Annotated[int | None, Doc("l, length of one prompt; 5 by default")] = None
+    routing: Annotated[str | None, Doc("routing strategy; `smop methods smop` lists them")] = None
     parameterisation: Annotated[
         str | None, Doc("what prompts are made from: direct, residual, low-rank")
     ] = None
     position: Annotated[
         Literal["before", "after"] | None,
-        Doc("of a prompt beside the text; after it in causal LMs alone"),
+        Doc("where a prompt stands: before the text, the default, or after it (causal LMs)"),
     ] = None
     hidden_size: Annotated[int | None, Doc("width of a network before prompts")] = None
     rank: Annotated[int | None, Doc("of LoRA, or of low-rank prompts")] = None
     bottleneck_size: Annotated[int | None, Doc("d, width of the bottlenecks")] = None
     init: Annotated[
         Literal["vocabulary", "normal", "labels", "text", "adapter"] | None,
-        Doc("what prompts start from"),
+        Doc("what prompts start from; vocabulary by default"),
     ] = None
     init_std: Annotated[float | None, Gt(0), Doc("spread, for init=normal")] = None
     init_text: Annotated[str | None, Doc("the text, for init=text")] = None
@@ -60,30 +60,30 @@ class TrainingFields:
         Doc("a number, or spreads of the backbone's embeddings, as 0.4x; default: the recipe's"),
     ] = None
     router_learning_rate: Annotated[
-        float | None, Gt(0), Doc("of the router; default: the same")
+        float | None, Gt(0), Doc("rate of the router; default: the same")
     ] = None
     network_learning_rate: Annotated[
-        float | None, Gt(0), Doc("of what prompts are made from; default: the same")
+        float | None, Gt(0), Doc("rate of what prompts are made from; default: the same")
     ] = None
     head_learning_rate: Annotated[
-        float, Gt(0), Doc("of a new classification head beside an adapter")
+        float, Gt(0), Doc("rate of a new classification head beside an adapter")
     ] = 1e-2
-    optimizer: Annotated[Literal["adafactor", "adamw_torch"], Doc("that takes the steps")] = (
+    optimizer: Annotated[Literal["adafactor", "adamw_torch"], Doc("what takes the steps")] = (
         "adafactor"
     )
-    weight_decay: Annotated[float, Ge(0), Doc("of the optimizer")] = 1e-5
+    weight_decay: Annotated[float, Ge(0), Doc("decay of the weights in a step")] = 1e-5
     warmup_ratio: Annotated[float, Ge(0), Lt(1), Doc("share of the steps to warm up")] = 0.06
     schedule: Annotated[
-        Literal["linear", "constant_with_warmup", "cosine"], Doc("of the learning rate")
+        Literal["linear", "constant_with_warmup", "cosine"], Doc("course of the learning rate")
     ] = "linear"
-    dropout: Annotated[bool, Doc("the backbone's own, while something is trained")] = True
+    dropout: Annotated[bool, Doc("the backbone's own dropout, while something is trained")] = True
     revive_dead_prompts: Annotated[bool, Doc("start prompts that get no rows anew")] = False
     patience: Annotated[int, Gt(0), Doc("evaluations without improvement, then the end")] = 10
     eval_steps: Annotated[
         int | None, Gt(0), Doc("steps between evaluations; default: one epoch's")
     ] = None
     max_length: Annotated[int, Gt(0), Doc("longest input in tokens")] = 512
-    precision: Annotated[Literal["auto", "fp32", "bf16"], Doc("of the backbone")] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Doc("precision of the backbone")] = "auto"
     gradient_checkpointing: Annotated[bool, Doc("less memory, more time")] = False
     keep_texts: Annotated[
         float, Ge(0), Doc("GiB for texts before prompts of position=after; 0: none kept")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, Queue
@@ -28,6 +29,8 @@ class Tally:
     truncated: int = 0
     truth: list[int] = field(default_factory=list)
     given: list[int | None] = field(default_factory=list)
+    strange: Counter[str] = field(default_factory=Counter)
+    """Values of the true label's field that are none of the task's labels."""
 
     def scores(self, task: Task) -> list[ClassScore]:
         """Class by class, over the rows whose label is known."""
@@ -102,6 +105,8 @@ class Labelling:
                 tally.truncated += answer.truncated
                 true = row.fields.get(self.label)
                 known = None if is_null(true) else task.label_index(true)
+                if known is None and not is_null(true) and str(true).strip():
+                    tally.strange[str(true)] += 1
                 if known is not None:
                     tally.truth.append(known)
                     tally.given.append(task.labels.index(answer.label) if sure else None)

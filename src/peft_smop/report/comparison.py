@@ -37,9 +37,9 @@ class Row:
     training_gflops_per_example: float | None
     alarms: tuple[str, ...]
     """What was noticed, with the number of seeds in which it was."""
-    worth: tuple[tuple[float, float], ...] = ()
+    worth: tuple[tuple[float, float] | None, ...] = ()
     """Of the routing on validation examples, by seed: the 95 % interval over the best single prompt
-    of the same adapter, in points; empty for methods without a router."""
+    of the same adapter, in points; None: without a router, or by a release that did not say."""
     difference: Difference | None = None
     """Against the first method, its p-value corrected for the number of methods."""
     wins: int | None = None
@@ -133,7 +133,10 @@ def _row(name: str, paths: Sequence[Path]) -> Row:
         peak_memory_mib=_median(r.cost.peak_memory_mib for r in results),
         training_gflops_per_example=first.cost.training_gflops_per_example,
         alarms=tuple(f"{alarm} in {n} of {len(results)}" for alarm, n in alarms.items()),
-        worth=tuple((r.routing.worth.low, r.routing.worth.high) for r in results if r.routing),
+        worth=tuple(
+            None if r.routing is None else (r.routing.worth.low, r.routing.worth.high)
+            for r in results
+        ),
     )
 
 

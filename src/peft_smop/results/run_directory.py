@@ -189,13 +189,13 @@ class RunDirectory:
             path = self.path / name
             if not path.is_file():
                 raise CheckpointError(
-                    f"{path} is missing, on which {self.result} stands; restore it, or run it again"
-                    " with --overwrite"
+                    f"{path} is missing, on which {self.result} stands; restore it, or delete"
+                    f" {self.path} and run it again"
                 )
             if sha256_of(path) != recorded:
                 raise CheckpointError(
                     f"{path} was altered since the run finished: {self.result} has another SHA-256"
-                    " of it; restore it, or run it again with --overwrite"
+                    f" of it; restore it, or delete {self.path} and run it again"
                 )
         return result
 

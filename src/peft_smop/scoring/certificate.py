@@ -23,6 +23,8 @@ from peft_smop.tasks import Example
 from peft_smop.tuner import SMoPModel
 
 RESAMPLES = 1000
+LITTLE_GAIN = 5.0
+"""Points that the best prompt of each row adds to one prompt, up to which that is chance."""
 SHUFFLES = 200
 
 
@@ -88,9 +90,16 @@ class Certificate:
                 " here"
             )
         if high < 0:
+            gain = self.bound.value - self.single.value
+            why = "this task needs one prompt"
+            if gain > LITTLE_GAIN:
+                why = (
+                    "one prompt does better than this router, though the best prompt of each row"
+                    f" would add {gain:.1f} points to it (was it trained long enough?)"
+                )
             return (
                 f"routing costs {-high:.1f} to {-low:.1f} points against the best single prompt"
-                " here: this task needs one prompt"
+                f" here: {why}"
             )
         return (
             f"routing is worth {low:+.1f} to {high:+.1f} points over the best single prompt here,"

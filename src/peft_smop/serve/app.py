@@ -203,12 +203,12 @@ def _add_predicting(app: FastAPI, server: Server) -> None:
 
 
 def _add_adapters(app: FastAPI, server: Server) -> None:
-    @app.get("/v1/adapters", responses=refusals(401, 408, 413))
+    @app.get("/v1/adapters", responses=refusals(*DOORS))
     async def adapters() -> dict[str, Any]:
         """The adapters that answer."""
         return {"adapters": [server.described(name) for name in server.predictor.adapters]}
 
-    @app.post("/v1/adapters", status_code=201, responses=refusals(*DOORS, 400, 403, 409))
+    @app.post("/v1/adapters", status_code=201, responses=refusals(*DOORS, 400, 403, 409, 422))
     async def load(asked: LoadRequest) -> dict[str, Any]:
         """Load an adapter from the server's directory of adapters, while serving."""
         place = server.place_of(asked.source or asked.name)

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from peft_smop.errors import ConfigError
 from peft_smop.serve import answering
 from peft_smop.serve.batching import Batcher
-from peft_smop.serve.schema import ANSWERING, ChatRequest, CompletionRequest, refusals
+from peft_smop.serve.schema import ANSWERING, DOORS, ChatRequest, CompletionRequest, refusals
 
 WRITTEN: dict[int | str, dict[str, Any]] = {
     200: {"description": "A text, or events", "content": {"text/event-stream": {}}},
@@ -25,7 +25,7 @@ WRITTEN: dict[int | str, dict[str, Any]] = {
 def add(app: FastAPI, batcher: Batcher) -> None:
     """Add the routes to an app."""
 
-    @app.get("/v1/models", responses=refusals(401, 408, 413))
+    @app.get("/v1/models", responses=refusals(*DOORS))
     async def models() -> dict[str, Any]:
         """The adapters, as OpenAI lists models."""
         names = batcher.predictor.adapters

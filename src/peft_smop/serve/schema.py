@@ -91,12 +91,11 @@ _REFUSALS = {
     413: "the body is too large",
     422: "the body is not what is expected",
     429: "too many rows wait; Retry-After says how long to wait",
-    503: "not now",
     504: "the deadline passed",
 }
-DOORS = (401, 408, 413, 422)
+DOORS = (401, 408, 413)
 """With which any request under /v1 may be refused."""
-ANSWERING = (*DOORS, 400, 404, 429, 504)
+ANSWERING = (*DOORS, 400, 404, 422, 429, 504)
 """With which a request for answers may be refused."""
 
 

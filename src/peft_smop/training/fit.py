@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,8 @@ class Fit:
     """How often a dead prompt was started again, since a resume."""
     learning_rate: float
     """As the optimizer was given it."""
+    ended: float
+    """When, by the monotonic clock; others of a pack may be finished before it is looked at."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,7 @@ def _outcome(
         peak_memory=meter.memory.bytes,
         revived_prompts=revival.revived if revival else 0,
         learning_rate=rate,
+        ended=time.monotonic(),
     )
 
 

@@ -149,9 +149,28 @@ class SMoPConfig(_Options):
         )
         if needed and not getattr(self, needed):
             raise ConfigError(f"init={self.init!r} needs {needed}")
+        self._check_start_is_used()
         if not self.init_std > 0:
             raise ConfigError(f"init_std={self.init_std!r} must be above 0")
         self.format_version = FORMAT_VERSION  # older ones are written anew as this one
+
+    def _check_start_is_used(self) -> None:
+        """Refuse what is said of a start that is not asked for; saved adapters have started."""
+        if self.is_initialised:
+            return
+        of_start = {
+            "init_text": "text",
+            "init_labels": "labels",
+            "init_adapter": "adapter",
+            "init_std": "normal",
+        }
+        for name, start in of_start.items():
+            value = getattr(self, name)
+            if value != getattr(type(self), name, None) and self.init != start:
+                raise ConfigError(
+                    f"{name}={value!r} has no effect on init={self.init!r}; give init={start!r} or"
+                    f" leave {name} out"
+                )
 
     def _check_penalties(self, strategy: RoutingStrategy) -> None:
         penalties = self.penalties()

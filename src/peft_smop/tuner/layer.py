@@ -47,7 +47,7 @@ class Places(NamedTuple):
     behind: tuple[str, ...]
     """Adapters whose prompts stand behind their texts."""
     is_behind: Bool[Tensor, "b"] | None
-    """Whose rows these are; None: nobody's."""
+    """Whose rows these are, which `__base__`'s are not; None: nobody's."""
     all_behind: bool
     """Whether no prompt stands before its text."""
 
