@@ -110,8 +110,6 @@ def test_one_rate_for_all_methods_of_a_comparison(smop, toy_task, saved_models, 
         ("sweep", ("--no-dropout", "--set", "dropout=true", "contradicts --no-dropout;")),
         ("train", ("--set", "seed_x=1", "--set", "seed_x=2", "--set seed_x is given twice")),
         ("sweep", ("--set", "epochs=1", "--set", "epochs=2", "--set epochs is given twice")),
-        ("train", ("--method", "smop:k=3", "-k", "4", "says num_prompts=3, and another option 4")),
-        ("train", ("--method", "smop:lr=0.3", "--lr", "0.2", "says learning_rate=0.3")),
         ("train", ("--lr", "null", "cannot be")),
         ("train", ("--init-text", "foo", "init_text='foo' has no effect on init='vocabulary'")),
         ("train", ("--init-std", "3", "init_std=3.0 has no effect on init='vocabulary'")),
@@ -124,6 +122,20 @@ def test_an_option_said_twice_or_without_effect_is_refused(smop, toy_task, comma
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_an_option_changes_what_a_method_s_name_says_and_that_is_told(
+    smop, toy_task, saved_models, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    quick = ("-t", toy_task, "-m", saved_models["t5"], "--max-steps", 2, "--batch-size", 4)
+    code, _, err = smop("train", *quick, "--method", "smop:k=3:lr=0.3", "-k", 2, "--lr", "0.3")
+    assert code == 0, err
+    said = " ".join(err.split())
+    assert "note: num_prompts is 2, as its own option says, not 3 as in --method smop:k=3" in said
+    assert "learning_rate is" not in said  # said twice alike
+    (run,) = (tmp_path / "runs").iterdir()
+    assert "smop-k=2" in run.name
 
 
 def test_a_variant_s_own_rate_stands_against_the_one_for_all(

@@ -22,7 +22,6 @@ from peft_smop.cli.options import (
 )
 from peft_smop.cli.show import print_result, print_split, typed_options
 from peft_smop.cli.terminal import Console
-from peft_smop.errors import ConfigError
 from peft_smop.names import (
     DEFAULT_MODEL,
     SHORT,
@@ -114,9 +113,11 @@ def train(
     for key in in_name & said.keys():
         named = {**chosen.method, **chosen.training}[key]
         if named != said[key]:
-            raise ConfigError(
-                f"--method {method} says {key}={named}, and another option {said[key]}; give one"
-                " of them"
+            console.print(
+                f"note: {key} is {said[key]}, as its own option says, not {named} as in"
+                f" --method {method}",
+                markup=False,
+                soft_wrap=True,
             )
     content: dict[str, Any] = {
         "task": task,
