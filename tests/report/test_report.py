@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -199,6 +200,16 @@ def test_one_command_writes_every_form(smop, store, tmp_path):
     rows = list(csv.reader(io.StringIO((tmp_path / "r" / "scores.csv").read_text())))
     assert len(rows) == 6
     assert {len(row) for row in rows} == {2}
+    with (tmp_path / "r" / "runs.csv").open(newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == sum(len(group.runs) for group in gather([store]))
+    for run in runs:
+        result = json.loads((Path(run["run"]) / "result.json").read_text())
+        assert float(run["score"]) == result["test"]["value"]
+        assert int(run["seed"]) == result["seed"]
+        worth = result["routing"] and result["routing"]["worth"]["value"]
+        assert (float(run["worth"]) if run["worth"] else None) == worth
+    assert "Worth of routing" in out
     figures = {path.name for path in (tmp_path / "r" / "figures").iterdir()}
     for name in ("seeds", "curves", "cost", "lengths"):
         assert {f"{name}.png", f"{name}.svg", f"{name}.pdf"} <= figures

@@ -55,7 +55,8 @@ def report(
     drawn = ", ".join(picture.name for picture in pictures)
     console.print(
         Text(
-            f"{where}: report.html, report.md, report.tex, one CSV for each table; figures: {drawn}"
+            f"{where}: report.html, report.md, report.tex, runs.csv (their runs in numbers), a CSV"
+            f" for each table; figures: {drawn}"
         ),
         soft_wrap=True,
     )

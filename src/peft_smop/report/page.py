@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +44,7 @@ def tables_of(groups: Sequence[Group], paper_tables: Sequence[str] = ()) -> list
         tables.scores(groups),
         tables.significance(groups),
         tables.over_tasks(groups),
+        tables.routing(groups),
         tables.beside_the_paper(groups, paper_tables),
         tables.costs(groups),
     )
@@ -69,9 +72,40 @@ def write_report(groups: Sequence[Group], found: Sequence[Table], folder: Path) 
     write_whole(folder / "report.md", "\n".join(lines))
     for table in found:
         write_whole(folder / f"{table.name}.csv", table.csv())
+    write_whole(folder / "runs.csv", _runs(groups))
     write_whole(folder / "report.tex", _latex(title, found, pictures))
     write_whole(folder / "report.html", _html(title, found, pictures))
     return pictures
+
+
+def _runs(groups: Sequence[Group]) -> str:
+    """Every run of the tables in a line, its figures as numbers."""
+    out = io.StringIO()
+    lines = [
+        {
+            "method": group.label,
+            "task": group.task,
+            "model": group.model,
+            "seed": run.result.seed,
+            "metric": run.result.test.metric,
+            "score": run.result.test.value,
+            "validation": run.result.validation.score,
+            "learning_rate": run.result.training.learning_rate,
+            "steps": run.result.training.steps,
+            "best_step": run.result.training.best_step,
+            "seconds": run.result.training.seconds,
+            "trainable": run.result.parameters.trainable,
+            "worth": run.result.routing and run.result.routing.worth.value,
+            "regret": run.result.routing and run.result.routing.regret.value,
+            "run": str(run.path),
+        }
+        for group in groups
+        for run in group.runs
+    ]
+    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
 
 
 def _title(groups: Sequence[Group]) -> str:

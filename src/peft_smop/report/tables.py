@@ -126,6 +126,37 @@ def over_tasks(groups: Sequence[Group]) -> Table | None:
     )
 
 
+def routing(groups: Sequence[Group]) -> Table | None:
+    """What the routing of each method is worth, by validation; None where no run tells."""
+    rows = []
+    for group in groups:
+        found = [run.result.routing for run in group.runs if run.result.routing is not None]
+        if not found:
+            continue
+        above, below = (sum(x.worth.low > 0 for x in found), sum(x.worth.high < 0 for x in found))
+        cells = (
+            _column_name(group.task, group.model, groups),
+            f"{mean(x.worth.value for x in found):+.1f}",
+            f"{above} of {len(found)}",
+            f"{below} of {len(found)}",
+            f"{mean(x.regret.value for x in found):.1f}",
+        )
+        rows.append((Cell(group.label), *map(Cell, cells)))
+    if not rows:
+        return None
+    return Table(
+        "routing",
+        "Worth of routing, in points, on validation examples",
+        ("method", "task", "worth", "above 0", "below 0", "regret"),
+        tuple(rows),
+        (
+            "worth: of the router's choice over the best single one of the same prompts; above and"
+            " below 0: the seeds whose 95 % interval is; regret: what the best prompt of each row"
+            " would add; means over seeds",
+        ),
+    )
+
+
 def costs(groups: Sequence[Group]) -> Table:
     """What each method took, the median over its runs."""
     rows = []
