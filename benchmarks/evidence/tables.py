@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from peft_smop.report import compare
+from peft_smop.report import Row, compare
 from peft_smop.report.gathering import Group, gather
 
 HERE = Path(__file__).parent
@@ -35,15 +35,13 @@ def record(groups: Sequence[Group]) -> dict[str, Any]:
     """Everything that a table of these methods says, and the conditions.
 
     Args:
-        groups: of one task and one backbone; the first is what the others are held against. Seeds
-            that it has and another has not are left out of their difference.
+        groups: of one task and one backbone; the first is what the others are held against.
     """
     first = groups[0].runs[0].result
     methods = []
     for group in groups:
         seeds = [run.result.seed for run in group.runs]
-        same = [run.path for run in groups[0].runs if run.result.seed in seeds]
-        row = compare({"first": same, "other": group.paths})[-1] if group is not groups[0] else None
+        row = _beside(groups[0], group) if group is not groups[0] else None
         methods.append(
             {
                 "name": group.label,
@@ -72,6 +70,16 @@ def record(groups: Sequence[Group]) -> dict[str, Any]:
         "environment": first.environment,
         "methods": methods,
     }
+
+
+def _beside(first: Group, other: Group) -> Row:
+    """The other's row, held against the first by the seeds that both have."""
+    seeds = [{run.result.seed for run in group.runs} for group in (first, other)]
+    shared = seeds[0] & seeds[1]
+    paths = [
+        [run.path for run in group.runs if run.result.seed in shared] for group in (first, other)
+    ]
+    return compare(dict(zip(("first", "other"), paths, strict=True)))[-1]
 
 
 def collect(stores: Iterable[Path]) -> list[Path]:

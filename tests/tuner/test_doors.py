@@ -57,6 +57,16 @@ def test_a_backbone_called_by_itself_is_given_the_prompt(name):
         assert not torch.allclose(backbone(**made)[0][:, :7], expected[:, :7])
 
 
+@pytest.mark.parametrize("name", THREE)
+def test_a_copy_that_data_parallel_makes_is_refused(name):
+    model, made = adapted(KINDS[name]), text_of(KINDS[name])
+    backbone = model.smop_layer.hooks.backbone.module
+    copied = backbone._replicate_for_data_parallel()  # as nn.DataParallel does for each device
+    copied._parameters, copied._modules = backbone._parameters, backbone._modules
+    with pytest.raises(ConfigError, match=r"nn\.DataParallel runs copies"):
+        copied(**made)
+
+
 class Stop:
     """Interrupts whoever computes a module, as Ctrl-C may at any time."""
 

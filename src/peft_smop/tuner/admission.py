@@ -20,6 +20,20 @@ _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "cu_seqlens")
 """Arguments by which rows of several sequences are told apart."""
 
 
+def check_no_replica(module: nn.Module) -> None:
+    """Refuse a copy of the model that `nn.DataParallel` makes for another device.
+
+    Raises:
+        ConfigError: its calls would be those of the model that it was copied from.
+    """
+    if getattr(module, "_is_replica", False):
+        raise ConfigError(
+            "nn.DataParallel runs copies of the model that share its soft prompts' calls; start a"
+            " process for each device (torchrun, accelerate launch), or show one device alone"
+            " (CUDA_VISIBLE_DEVICES=0)"
+        )
+
+
 def check_unfilled(holder: Any) -> None:
     """Refuse a cache, or encoder's states, that rows without an adapter cannot go on from.
 

@@ -148,6 +148,7 @@ class PromptHooks:
             call = PromptCall(self.layer, opened_by="backbone")
             begin(call)
         call.admitted, call.layout = True, None
+        admission.check_no_replica(module)
         if call.reads:
             call.seen = True
             return None
