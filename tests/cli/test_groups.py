@@ -152,6 +152,28 @@ def test_a_variant_s_own_rate_stands_against_the_one_for_all(
     assert "worth of routing" not in out  # nothing routes here
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be above 0"),
+        ({"max_padding": 0.5}, "max_padding=0.5 must be at least 1"),
+        ({"warmup_ratio": 1.0}, "warmup_ratio=1.0 must be below 1"),
+        ({"optimizer": "adam"}, "optimizer='adam' must be one of 'adafactor', 'adamw_torch'"),
+        ({"position": "behind"}, "position='behind' must be one of 'before', 'after'"),
+    ],
+)
+def test_values_are_refused_at_once_in_the_words_of_the_option(said, message):
+    for ways in ((said, {}), ({}, said)):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            joined(*ways)
+
+
+def test_every_default_is_one_that_its_option_takes():
+    for field in (*fields_of(MethodFields), *fields_of(TrainingFields)):
+        field.check(field.default)
+        field.check(None)
+
+
 def test_said_twice_alike_is_said_once():
     assert joined({"epochs": 3.0}, {"epochs": 3, "patience": 2}) == {"epochs": 3, "patience": 2}
     with pytest.raises(ConfigError, match=r"--set epochs=4 contradicts --epochs 3\.0"):

@@ -114,6 +114,7 @@ def compare(
     check_task(task)
     settings = typed_options(options or [])
     check_options(settings, training_options())
+    said = joined(training, settings)
     names = names_in(methods)
     from peft_smop.lab import matched_controls, study, variant
     from peft_smop.report import compare as compare_runs
@@ -129,7 +130,7 @@ def compare(
         "preset": preset,
         "train_examples": train_examples,
         "model": model,
-        "training": joined(training, settings),
+        "training": said,
     }
     about = [Path(part).name.split(".yaml")[0] for part in (task, model)]
     where = output or Path("runs") / "-".join(["compare", *about])

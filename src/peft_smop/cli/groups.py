@@ -132,7 +132,7 @@ def joined(said: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, An
     """What was said by options of their own, and by --set.
 
     Raises:
-        ConfigError: one is said twice, with two values.
+        ConfigError: one is said twice, with two values, or has a value that cannot be.
     """
     for key, value in settings.items():
         if said.get(key, value) != value:
@@ -142,4 +142,7 @@ def joined(said: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, An
                 option = f"--{dashed}" if other else f"--no-{dashed}"
             value = str(value).lower() if isinstance(value, bool) else value
             raise ConfigError(f"--set {key}={value} contradicts {option}; give one of them")
-    return {**said, **settings}
+    found = {**said, **settings}
+    for field in (*fields_of(MethodFields), *fields_of(TrainingFields)):
+        field.check(found.get(field.name))  # here, before anything heavy is imported
+    return found

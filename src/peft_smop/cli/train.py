@@ -98,6 +98,8 @@ def train(
     settings = typed_options(options or [])
     check_options(settings, method_options() + training_options())
     check_routing(settings.get("routing"))
+    noise = {"perturbation": False} if no_perturbation else {}
+    said = joined(own | noise | training, settings)
     from peft_smop.lab import RunSpec, name_of, run, variant
     from peft_smop.methods import MethodSpec
     from peft_smop.results import RunDirectory
@@ -105,8 +107,6 @@ def train(
 
     console = Console(stderr=True, highlight=False)
     chosen = variant(method)
-    noise = {"perturbation": False} if no_perturbation else {}
-    said = joined(own | noise | training, settings)
     of_method = {key: value for key, value in said.items() if key in MethodSpec.model_fields}
     of_training = {key: value for key, value in said.items() if key not in of_method}
     in_name = {SHORT.get(key, key) for key in (part.partition("=")[0] for part in parts)}

@@ -6,6 +6,7 @@ pydantic is imported; `MethodSpec` and `TrainingOptions` are made from them, and
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from annotated_types import Ge, Gt, Lt
 from typing_extensions import Doc
 
+from peft_smop.errors import ConfigError
 from peft_smop.names.methods import Rate
 
 MAX_PADDING = 1.1
@@ -93,6 +95,13 @@ class TrainingFields:
     )
 
 
+_BOUNDS = {
+    Gt: ("gt", operator.gt, "above"),
+    Ge: ("ge", operator.ge, "at least"),
+    Lt: ("lt", operator.lt, "below"),
+}
+
+
 @dataclass(frozen=True)
 class OptionField:
     """One option."""
@@ -102,6 +111,8 @@ class OptionField:
     """What it takes, None included where it may be unsaid."""
     default: Any
     help: str
+    bounds: tuple[Any, ...] = ()
+    """Of `annotated_types`: Gt, Ge, Lt."""
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -109,11 +120,29 @@ class OptionField:
         kinds = (self.kind, *get_args(self.kind))
         return tuple(w for kind in kinds if get_origin(kind) is Literal for w in get_args(kind))
 
+    def check(self, value: Any) -> None:
+        """Refuse a word or a number that it does not take; types are checked where it is used.
+
+        Raises:
+            ConfigError: with what was expected.
+        """
+        if self.choices and isinstance(value, str) and value not in self.choices:
+            expected = f"one of {', '.join(map(repr, self.choices))}"
+            raise ConfigError(f"{self.name}={value!r} must be {expected}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        for bound in self.bounds:
+            attribute, holds, words = _BOUNDS[type(bound)]
+            limit = getattr(bound, attribute)
+            if not holds(value, limit):
+                raise ConfigError(f"{self.name}={value!r} must be {words} {limit}")
+
 
 def fields_of(kind: type) -> Iterator[OptionField]:
     """The options that a class annotates."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
         marked = get_origin(hint) is Annotated
         takes, *marks = get_args(hint) if marked else (hint,)
-        said = [mark.documentation for mark in marks if isinstance(mark, Doc)]
-        yield OptionField(name, takes, getattr(kind, name), *said or [""])
+        said = "".join(mark.documentation for mark in marks if isinstance(mark, Doc))
+        bounds = tuple(mark for mark in marks if type(mark) in _BOUNDS)
+        yield OptionField(name, takes, getattr(kind, name), said, bounds)
