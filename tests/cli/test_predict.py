@@ -141,10 +141,10 @@ def test_labels_that_the_task_does_not_have_are_told_and_not_scored(smop, adapte
     code, _, err = smop("predict", adapter, source)
     assert code == 0
     assert "1 have a label" in err
-    said = "2 rows are not scored, as their label is none of the task's: 'blah' (2)"
+    said = "not scored are 2 rows, whose label is none of the task's: 'blah' (2)"
     assert said in err
     source.write_text("text,label\nwarm sun,blah\n")
-    assert "1 rows are not scored" in smop("predict", adapter, source)[2]
+    assert "not scored are 1 rows" in smop("predict", adapter, source)[2]
 
 
 def test_a_label_s_column_that_is_not_there_is_refused(smop, adapter, tmp_path):

@@ -1,9 +1,10 @@
 """Hostile requests get the right code and one sentence, and the server lives on."""
 
 import asyncio
+import http.client
 import json
 import shutil
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 import torch
@@ -108,6 +109,15 @@ def test_a_hostile_request_is_refused_in_one_sentence(served, case):
     assert set(content) == {"error"}
     assert len(said) < 1_000
     assert one(served[0], "POST", P, {"text": TEXTS[0]})[0] == 200
+
+
+def test_a_body_that_is_not_said_to_be_json_is_refused_with_the_header_to_give(served):
+    sent = {"Content-Type": "application/x-www-form-urlencoded"}  # as curl -d sends it
+    with closing(http.client.HTTPConnection(*served[0], timeout=10)) as connection:
+        connection.request("POST", P, json.dumps({"text": "a"}), sent)
+        answer = connection.getresponse()
+        assert answer.status == 422
+        assert "give Content-Type: application/json" in json.loads(answer.read())["error"]
 
 
 def test_every_refusal_is_one_that_the_schema_lists(served):

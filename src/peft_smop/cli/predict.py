@@ -193,7 +193,7 @@ def _report(tally: Tally, task: Task, threshold: float, bad_file: Path) -> None:
     if tally.strange:
         some = ", ".join(f"{shown(value)} ({n})" for value, n in tally.strange.most_common(5))
         console.print(
-            f"warning: {tally.strange.total()} rows are not scored, as their label is none of the"
+            f"warning: not scored are {tally.strange.total()} rows, whose label is none of the"
             f" task's: {some}; expected {', '.join(task.labels[:8])}",
             style="yellow",
             markup=False,

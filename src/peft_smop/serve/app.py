@@ -151,6 +151,8 @@ def _answer_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return said(422, "the body is not JSON")
+        if first["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
+            return said(422, "the body is not sent as JSON; give Content-Type: application/json")
         place = ".".join(str(part) for part in first["loc"][1:]) or "body"
         # what was sent is not sent back
         return said(422, f"{ascii(place)[1:-1]}: {first['msg']}")
