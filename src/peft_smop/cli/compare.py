@@ -49,6 +49,10 @@ DEFINITIONS = (
     f"{MEMORY}; median over seeds",
     f"{GFLOPS}; of forward and backward for the training example of median length, unpadded",
 )
+WORTH = (
+    "worth of routing: points over the best single one of the same prompts, 95 % interval, on"
+    " validation examples; where it holds 0, nothing shows that the task needs more than one"
+)
 
 
 @with_groups(training=training_group(), engine=ENGINE_GROUP)
@@ -156,12 +160,6 @@ def compare(
     Console(highlight=False).print(
         f"\n{where}: comparison.json, comparison.png, search.json, and the runs", soft_wrap=True
     )
-
-
-WORTH = (
-    "worth of routing: points over the best single one of the same prompts, 95 % interval, on"
-    " validation examples; where it holds 0, nothing shows that the task needs more than one"
-)
 
 
 def _print(rows: Sequence[Row], *, seeds: int, trials: int, title: str) -> None:

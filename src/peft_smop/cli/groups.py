@@ -12,13 +12,15 @@ import typer
 
 from peft_smop.cli.options import METHOD, TRAINING
 from peft_smop.errors import ConfigError
-from peft_smop.names import MethodFields, OptionField, Rate, TrainingFields, fields_of, typed
-
-SHORTER = {
-    "num_prompts": ("-k",),
-    "num_virtual_tokens": ("-l",),
-    "learning_rate": ("--lr",),
-}
+from peft_smop.names import (
+    SHORT,
+    MethodFields,
+    OptionField,
+    Rate,
+    TrainingFields,
+    fields_of,
+    typed,
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _parameter(field: OptionField, panel: str, defaults: bool) -> Parameter:
     takes: Any = str if field.choices or field.kind == Rate | None else field.kind
     option = typer.Option(
         f"--no-{dashed}" if field.default is True else f"--{dashed}",
-        *SHORTER.get(field.name, ()),
+        *(f"-{s}" if len(s) == 1 else f"--{s}" for s, long in SHORT.items() if long == field.name),
         help=_help(field, defaults),
         metavar=_metavar(field),
         rich_help_panel=panel,

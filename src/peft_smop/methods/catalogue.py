@@ -17,7 +17,7 @@ from peft import (
     TaskType,
     get_peft_model,
 )
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import ConfigDict, create_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -26,17 +26,6 @@ from peft_smop.errors import ConfigError, unknown
 from peft_smop.names import DESCRIBED, MethodFields, OptionField, Rate, fields_of
 from peft_smop.tuner import STRATEGIES, SMoPConfig
 from peft_smop.tuner.config import PENALTY_OPTIONS, ROUTING_OPTIONS
-
-
-class _Method(BaseModel, MethodFields):
-    """A method and the options that are no routing strategy's own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    def given(self) -> dict[str, Any]:
-        """The options that were said."""
-        return {k: v for k, v in self.model_dump(exclude={"name"}).items() if v is not None}
-
 
 _OF_ROUTING = [
     OptionField(name, kind, None, help)
@@ -47,8 +36,14 @@ _kinds: dict[str, Any] = {field.name: (field.kind, field.default) for field in _
 _RoutingOptions: Any = create_model("RoutingOptions", **_kinds)
 
 
-class MethodSpec(_RoutingOptions, _Method):
+class MethodSpec(_RoutingOptions, MethodFields):
     """A method and its options, those of routing strategies included; None: the method's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def given(self) -> dict[str, Any]:
+        """The options that were said."""
+        return {k: v for k, v in self.model_dump(exclude={"name"}).items() if v is not None}
 
 
 OPTIONS = {field.name: field for field in (*fields_of(MethodFields), *_OF_ROUTING)}

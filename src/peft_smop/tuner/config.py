@@ -144,20 +144,13 @@ class SMoPConfig(_Options):
         self._check_penalties(strategy)
         self._check_parameterisation()
         self._check_scope()
-        needed = {"text": "init_text", "labels": "init_labels", "adapter": "init_adapter"}.get(
-            self.init
-        )
-        if needed and not getattr(self, needed):
-            raise ConfigError(f"init={self.init!r} needs {needed}")
-        self._check_start_is_used()
-        if not self.init_std > 0:
-            raise ConfigError(f"init_std={self.init_std!r} must be above 0")
+        self._check_start()
         self.format_version = FORMAT_VERSION  # older ones are written anew as this one
 
-    def _check_start_is_used(self) -> None:
-        """Refuse what is said of a start that is not asked for; saved adapters have started."""
-        if self.is_initialised:
-            return
+    def _check_start(self) -> None:
+        """Refuse a start without what it needs, and what is said of one that is not asked for."""
+        if not self.init_std > 0:
+            raise ConfigError(f"init_std={self.init_std!r} must be above 0")
         of_start = {
             "init_text": "text",
             "init_labels": "labels",
@@ -166,7 +159,10 @@ class SMoPConfig(_Options):
         }
         for name, start in of_start.items():
             value = getattr(self, name)
-            if value != getattr(type(self), name, None) and self.init != start:
+            if self.init == start and not value:
+                raise ConfigError(f"init={start!r} needs {name}")
+            is_said = value != getattr(type(self), name) and not self.is_initialised
+            if is_said and self.init != start:
                 raise ConfigError(
                     f"{name}={value!r} has no effect on init={self.init!r}; give init={start!r} or"
                     f" leave {name} out"

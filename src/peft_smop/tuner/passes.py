@@ -172,13 +172,8 @@ def _read(
     if rows is None:
         return None
     part = _rows_of(batch, each, len(batch["labels"]))
-    found = texts_of(
-        layer,
-        layer.hooks.backbone,
-        part,
-        part["labels"],
-        all_behind=layer.places(rows, each.device).all_behind,
-    )
+    all_behind = layer.all_behind(rows)
+    found = texts_of(layer, layer.hooks.backbone, part, part["labels"], all_behind=all_behind)
     return None if found is None else found.rows(where)
 
 
