@@ -25,9 +25,9 @@ from peft_smop.cli.options import (
     TaskOption,
     TrainExamples,
 )
-from peft_smop.cli.show import or_dash, typed_options
+from peft_smop.cli.show import or_dash
 from peft_smop.cli.terminal import Console
-from peft_smop.names import DEFAULT_MODEL, check_options, training_options
+from peft_smop.names import DEFAULT_MODEL, training_options
 from peft_smop.tasks import check_task
 
 if TYPE_CHECKING:
@@ -116,9 +116,7 @@ def compare(
     smop,prompt-tuning-100,p-tuning-20,full --trials 3[/bold]
     """
     check_task(task)
-    settings = typed_options(options or [])
-    check_options(settings, training_options())
-    said = joined(training, settings)
+    said = joined(training, options, training_options())
     names = names_in(methods)
     from peft_smop.lab import matched_controls, study, variant
     from peft_smop.report import compare as compare_runs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -18,6 +18,7 @@ from peft_smop.names import (
     OptionField,
     Rate,
     TrainingFields,
+    check_options,
     fields_of,
     typed,
 )
@@ -130,12 +131,21 @@ def _metavar(field: OptionField) -> str | None:
     return "NAME" if field.choices else None
 
 
-def joined(said: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def joined(
+    said: Mapping[str, Any], options: Sequence[str] | None, known: Iterable[str]
+) -> dict[str, Any]:
     """What was said by options of their own, and by --set.
 
+    Args:
+        said: by name.
+        options: what --set was given, each KEY=VALUE.
+        known: the keys that it takes.
+
     Raises:
-        ConfigError: one is said twice, with two values, or has a value that cannot be.
+        ConfigError: one is unknown, said twice with two values, or has a value that cannot be.
     """
+    settings = _typed(options or ())
+    check_options(settings, known)
     for key, value in settings.items():
         if said.get(key, value) != value:
             dashed, other = key.replace("_", "-"), said[key]
@@ -147,4 +157,21 @@ def joined(said: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, An
     found = {**said, **settings}
     for field in (*fields_of(MethodFields), *fields_of(TrainingFields)):
         field.check(found.get(field.name))  # here, before anything heavy is imported
+    return found
+
+
+def _typed(given: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE options with values of their own type: 3, 0.5, true, text.
+
+    Raises:
+        ConfigError: there is no value.
+    """
+    found: dict[str, Any] = {}
+    for option in given:
+        key, equals, value = option.partition("=")
+        if not equals or not key or not value:
+            raise ConfigError(f"--set {option}: expected KEY=VALUE")
+        if found.get(key, typed(value)) != typed(value):
+            raise ConfigError(f"--set {key} is given twice, as {found[key]} and {value}; give one")
+        found[key] = typed(value)
     return found

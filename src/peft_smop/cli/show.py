@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,29 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from peft_smop.cli.terminal import Console
-from peft_smop.errors import ConfigError
-from peft_smop.names import typed
 
 if TYPE_CHECKING:
     from peft_smop.lab import PartOfTask
     from peft_smop.results import RunResult, TestScore
-
-
-def typed_options(given: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE options with values of their own type: 3, 0.5, true, text.
-
-    Raises:
-        ConfigError: there is no value.
-    """
-    found: dict[str, Any] = {}
-    for option in given:
-        key, equals, value = option.partition("=")
-        if not equals or not key or not value:
-            raise ConfigError(f"--set {option}: expected KEY=VALUE")
-        if found.get(key, typed(value)) != typed(value):
-            raise ConfigError(f"--set {key} is given twice, as {found[key]} and {value}; give one")
-        found[key] = typed(value)
-    return found
 
 
 def fits(head: str, text: str) -> Table:

@@ -21,10 +21,10 @@ from peft_smop.cli.options import (
     SetForAll,
     TrainExamples,
 )
-from peft_smop.cli.show import plain_table, typed_options
+from peft_smop.cli.show import plain_table
 from peft_smop.cli.terminal import Console
 from peft_smop.errors import ConfigError
-from peft_smop.names import check_options, training_options, typed
+from peft_smop.names import training_options, typed
 from peft_smop.tasks import check_task
 
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ def sweep(
         "train_examples": train_examples,
     }
     changes = {key: value for key, value in asked.items() if value is not None}
-    settings = typed_options(options or [])
-    check_options(settings, training_options())
-    if training_asked := joined(training, settings):
+    if training_asked := joined(training, options, training_options()):
         changes["training"] = training_asked
     from peft_smop.lab.local import standing
     from peft_smop.lab.sweep import jobs_of, load_sweep

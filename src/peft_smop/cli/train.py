@@ -20,13 +20,12 @@ from peft_smop.cli.options import (
     TaskOption,
     TrainExamples,
 )
-from peft_smop.cli.show import print_result, print_split, typed_options
+from peft_smop.cli.show import print_result, print_split
 from peft_smop.cli.terminal import Console
 from peft_smop.names import (
     DEFAULT_MODEL,
     SHORT,
     check_names,
-    check_options,
     check_routing,
     method_options,
     training_options,
@@ -94,12 +93,9 @@ def train(
     check_task(task)
     check_names([method])
     _, *parts = method.split(":")
-    check_routing(own.get("routing"))
-    settings = typed_options(options or [])
-    check_options(settings, method_options() + training_options())
-    check_routing(settings.get("routing"))
     noise = {"perturbation": False} if no_perturbation else {}
-    said = joined(own | noise | training, settings)
+    said = joined(own | noise | training, options, method_options() + training_options())
+    check_routing(said.get("routing"))
     from peft_smop.lab import RunSpec, name_of, run, variant
     from peft_smop.methods import MethodSpec
     from peft_smop.results import RunDirectory
