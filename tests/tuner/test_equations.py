@@ -13,8 +13,8 @@ from peft_smop.rows import RowAdapters
 from peft_smop.tuner.deciding import mean_embedding
 from peft_smop.tuner.noise import normal, row_keys
 from peft_smop.tuner.routing import RowState
-from peft_smop.tuner.scope import context_mask
-from peft_smop.tuner.splice import Layout, left_padding
+from peft_smop.tuner.scope import context_mask, left_padding
+from peft_smop.tuner.splice import Layout
 from peft_smop.tuner.strategies import Linear, Single
 from tiny import KINDS, batch
 

@@ -347,6 +347,14 @@ def test_encoder_outputs_computed_through_the_model_s_encoder_hold_the_prompt(on
     )
 
 
+def test_encoder_outputs_as_a_bare_tensor_are_refused():
+    model, made = adapted(KINDS["t5"]), inputs("t5")
+    states = model.get_encoder()(**made).last_hidden_state
+    given = {"attention_mask": made["attention_mask"], "decoder_input_ids": made["input_ids"]}
+    with pytest.raises(ConfigError, match=r"BaseModelOutput\(last_hidden_state"):
+        model(encoder_outputs=states, **given)
+
+
 @pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
 @pytest.mark.parametrize("how", ["forward", "generate"])
 def test_encoder_outputs_computed_with_the_adapter_disabled_are_refused(how, masked):

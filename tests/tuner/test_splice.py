@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from peft_smop.errors import ConfigError
 from peft_smop.tuner.deciding import mean_embedding
-from peft_smop.tuner.scope import context_mask
-from peft_smop.tuner.splice import Layout, left_padding
+from peft_smop.tuner.scope import context_mask, left_padding
+from peft_smop.tuner.splice import Layout
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -36,6 +36,47 @@ def laid_out(case):
     used = torch.arange(width)[None, :] < lengths[:, None]
     prompts = prompts * used[:, :, None]  # zeros fill up shorter prompts
     return layout, x, prompts, layout.embeddings(prompts, x), layout.mask(mask)
+
+
+@st.composite
+def layouts(draw):
+    """Any layout of a few rows, with prompts before texts and behind them."""
+    rows, tokens, width = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    slack = draw(st.sampled_from(["left", "right", "pressed"]))
+
+    def counts(most):
+        return torch.tensor([draw(st.integers(0, most)) for _ in range(rows)])
+
+    padding, edges = counts(tokens), None
+    if slack != "pressed":  # encoders, which have no answer for a prompt to stand before
+        edges = torch.maximum(padding, counts(tokens))
+    lengths = counts(width)
+    return padding, Layout.of(
+        padding=padding, lengths=lengths, tokens=tokens, width=width, slack=slack, edges=edges
+    )
+
+
+@given(layouts())
+@PROPERTY
+def test_every_slot_holds_one_virtual_token_or_token_and_each_has_its_slot(case):
+    _, layout = case
+    places = torch.arange(layout.source.shape[1])
+    for source, slots in zip(layout.source, layout.token_slots, strict=True):
+        assert source.sort().values.tolist() == places.tolist()
+        assert source[slots].tolist() == places[layout.width :].tolist()
+
+
+@given(layouts())
+@PROPERTY
+def test_what_is_not_padding_stands_together_with_the_prompt_where_the_text_ends(case):
+    padding, layout = case
+    width = layout.width
+    for i, source in enumerate(layout.source):
+        length, edge, pad = int(layout.lengths[i]), int(layout.edges[i]), int(padding[i])
+        tokens = list(range(width, layout.source.shape[1]))
+        row = [*tokens[pad:edge], *range(length), *tokens[edge:]]
+        begin = int(layout.origin[i])
+        assert source[begin : begin + len(row)].tolist() == row
 
 
 @given(batches())

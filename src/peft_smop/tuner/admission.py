@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -48,12 +48,23 @@ def check_unfilled(holder: Any) -> None:
         )
 
 
-def check_states(states: Any, rows: RowAdapters | None) -> None:
+def check_states(states: Any, rows_of: Callable[[int], RowAdapters | None]) -> None:
     """Refuse an encoder's output that other adapters' prompts are in.
+
+    Args:
+        states: as a caller gives them to the model.
+        rows_of: which adapter each of so many rows follows.
 
     Raises:
         PromptIgnoredError: with whose they are.
+        ConfigError: it is a bare tensor, of which backbones would take the first row for all of it.
     """
+    if isinstance(states, Tensor):
+        raise ConfigError(
+            f"encoder_outputs is a tensor of shape {tuple(states.shape)}; give it as an encoder"
+            " does: BaseModelOutput(last_hidden_state=...)"
+        )
+    rows = rows_of(states[0].shape[0])
     if rows is None or not rows.names:
         check_unfilled(states)
         return

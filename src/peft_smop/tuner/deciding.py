@@ -71,9 +71,8 @@ def decided(
             partial(content_of, ids, x, read),
             training=layer.training,
             draw=call.draw,
-            posterior=call.posterior,
-        )
-        prompts, call.decisions = soft_prompts(own, rows, mean, state, routes)
+        )._replace(posterior=call.posterior, asked=routes)
+        prompts, call.decisions = soft_prompts(own, rows, mean, state)
     layer.last = (rows, tuple(decision.detached() for decision in call.decisions))
     if call.decides_once:
         call.prompts = prompts
@@ -220,9 +219,8 @@ def row_state(
     *,
     training: bool,
     draw: int = 0,
-    posterior: Float[Tensor, "b k"] | None = None,
 ) -> RowState:
-    """What the strategies of a pass may use of each row besides its logits.
+    """What strategies may use of the rows of a pass that stands for itself.
 
     Args:
         adapters: those of `rows.names`.
@@ -230,7 +228,6 @@ def row_state(
         content_of_rows: hashes what is read of each row, where a strategy draws by it or reads it.
         training: whether there is noise.
         draw: which of several draws of randomness for the same rows.
-        posterior: every row's, where its strategy judges.
     """
     strategies = [adapter.strategy for adapter in adapters]
     draws = training and any(strategy.is_random for strategy in strategies)
@@ -245,4 +242,4 @@ def row_state(
             seeds, steps = seeds[whose], steps[whose]
         if draws and content is not None:
             keys = row_keys(seeds, steps, content, draw)
-    return RowState(keys, steps, content, posterior)
+    return RowState(keys, steps, content)

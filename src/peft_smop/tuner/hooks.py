@@ -94,7 +94,7 @@ class PromptHooks:
         call.labels = call.labels_given
         states = given.get("encoder_outputs")
         if states is not None:
-            admission.check_states(states, call.rows_of(states[0].shape[0]))
+            admission.check_states(states, call.rows_of)
         call.posterior = posterior_of(self.layer, call, given)
 
     def after_model(

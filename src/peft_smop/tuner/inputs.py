@@ -18,8 +18,8 @@ from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.deciding import decided, finite
 from peft_smop.tuner.layer import Places, SMoPLayer
 from peft_smop.tuner.reading import in_halves
-from peft_smop.tuner.scope import text_ends
-from peft_smop.tuner.splice import Layout, left_padding
+from peft_smop.tuner.scope import left_padding, text_ends
+from peft_smop.tuner.splice import Layout
 
 
 def layout_of(

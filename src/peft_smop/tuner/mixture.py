@@ -44,7 +44,6 @@ def soft_prompts(
     rows: RowAdapters,
     mean: Float[Tensor, "b e"],
     state: RowState,
-    routes: Int[Tensor, "b"] | None = None,
 ) -> tuple[Float[Tensor, "b l e"], tuple[Decision, ...]]:
     """Each row's prompt p_c P_c in fp32 (paper, eq. 4); zeros fill up shorter ones.
 
@@ -52,14 +51,13 @@ def soft_prompts(
         adapters: those of `rows.names`.
         rows: which adapter each row follows.
         mean: the router's input.
-        state: what strategies may use of each row besides its logits.
-        routes: the prompt that each row is to be given; -1, or None for all: its strategy's choice.
+        state: what is known of each row besides.
 
     Raises:
         ConfigError: rows of several adapters, one of which lets rows see their neighbours.
     """
     if rows.of_row is None:
-        routing, chosen = _routed(adapters, None, mean, state, routes)
+        routing, chosen = _routed(adapters, None, mean, state)
         decision = Decision(rows.names, None, None, routing, chosen)
         return _mixed(adapters, None, routing), (decision,)
     width, decisions = max(adapter.length for adapter in adapters), []
@@ -73,8 +71,7 @@ def soft_prompts(
                 " with other adapters; give it batches of its own"
             )
         of_kind = RowState(*(None if part is None else part[at] for part in state))
-        asked = None if routes is None else routes[at]
-        routing, chosen = _routed(own, whose, mean[at], of_kind, asked)
+        routing, chosen = _routed(own, whose, mean[at], of_kind)
         prompts = _mixed(own, whose, routing)
         prompts = nn.functional.pad(prompts, (0, 0, 0, width - prompts.shape[1]))
         out = out.index_copy(0, at, prompts)
@@ -85,10 +82,7 @@ def soft_prompts(
 def _kinds(
     adapters: Sequence[Adapter], of_row: Sequence[int], device: torch.device
 ) -> Iterator[tuple[list[int], Int[Tensor, "g"], Int[Tensor, "g"] | None]]:
-    """Adapters of one strategy and shape; the places of their rows, and which of them each follows.
-
-    The last is None where there is one.
-    """
+    """Adapters of one strategy and shape; rows' places; which each follows (None: the one)."""
     kinds: dict[tuple[RoutingStrategy, torch.Size], list[int]] = {}
     for a, adapter in enumerate(adapters):
         kinds.setdefault((adapter.strategy, adapter.prompts.shape), []).append(a)
@@ -104,7 +98,6 @@ def _routed(
     whose: Int[Tensor, "g"] | None,
     mean: Float[Tensor, "g e"],
     state: RowState,
-    routes: Int[Tensor, "g"] | None,
 ) -> tuple[Routing, Int[Tensor, "g"]]:
     """Route rows of adapters of one strategy and shape (paper, eqs. 3 and 5); what was chosen."""
     strategy, k = own[0].strategy, own[0].prompts.shape[0]
@@ -115,20 +108,18 @@ def _routed(
     else:
         routers = torch.stack([adapter.router_matrix() for adapter in own])
         logits = torch.bmm(mean[:, None, :], routers[whose])[:, 0, :]
-    if state.posterior is not None:
-        state = state._replace(posterior=state.posterior[:, :k])
     routing = strategy(logits, state)
     first = routing.indices[:, 0]
     chosen = first if strategy.chooses else torch.full_like(first, -1)
-    if routes is None:
+    if state.asked is None:
         return routing, chosen
     # a row is given the prompt that is asked for at the weight of its own choice; 1 without one
-    is_asked = routes >= 0
+    is_asked = state.asked >= 0
     weights = torch.zeros_like(routing.weights)
     weights[:, 0] = routing.weights[:, 0] if strategy.chooses else 1.0
-    indices = torch.where(is_asked[:, None], routes[:, None], routing.indices)
+    indices = torch.where(is_asked[:, None], state.asked[:, None], routing.indices)
     weights = torch.where(is_asked[:, None], weights, routing.weights)
-    return Routing(indices, weights, routing.logits), torch.where(is_asked, routes, chosen)
+    return Routing(indices, weights, routing.logits), torch.where(is_asked, state.asked, chosen)
 
 
 def _mixed(

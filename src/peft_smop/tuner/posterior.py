@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -57,6 +58,8 @@ class Posterior(RoutingStrategy):
     (2021).
     """
 
+    judges: ClassVar[bool] = True
+
     judged: float = option(0.33, "share of a step's rows that are put under several prompts")
     candidates: int = option(8, "most prompts that a judged row is put under")
     every: int = option(1, "steps from one in which rows are judged to the next")
@@ -94,11 +97,6 @@ class Posterior(RoutingStrategy):
     def is_marginal(self) -> bool:
         """Only in the exact form."""
         return self.exact
-
-    @property
-    def judges(self) -> bool:
-        """Always: rows are put under every prompt before they are trained on."""
-        return True
 
     def tried(self, logits: Float[Tensor, "m k"], keys: Int[Tensor, "m"]) -> Int[Tensor, "m c"]:
         """The prompts that rows are put under: first the router's best, then others at random."""
@@ -143,7 +141,7 @@ class Posterior(RoutingStrategy):
         if state.keys is None:
             return Routing(choice[:, None], ones, logits)
         found = state.posterior
-        found = torch.full_like(logits, math.nan) if found is None else found
+        found = torch.full_like(logits, math.nan) if found is None else found[:, : logits.shape[1]]
         is_judged = ~found.isnan().any(dim=-1)
         prior = (PRIOR_SHARPNESS * logits.detach()).softmax(dim=-1)
         q = torch.where(is_judged[:, None], found, prior)

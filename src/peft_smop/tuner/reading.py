@@ -23,8 +23,7 @@ from peft_smop.rows import calling
 from peft_smop.tuner.backbone import Backbone, cache_of, parameter_names
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.layer import Places, SMoPLayer
-from peft_smop.tuner.scope import text_ends
-from peft_smop.tuner.splice import left_padding
+from peft_smop.tuner.scope import left_padding, text_ends
 from peft_smop.tuner.texts import Halves, KeptTexts, Texts, may_be_continued
 
 _LOOKED_INTO = ("output_hidden_states", "output_attentions", "output_router_logits", "use_cache")

@@ -29,7 +29,7 @@ class Routing(NamedTuple):
 
 
 class RowState(NamedTuple):
-    """What a strategy may use of each row besides its logits."""
+    """What is known of each row besides its logits."""
 
     keys: Int[Tensor, "b"] | None = None
     """One key of randomness per row in training; None in evaluation."""
@@ -39,7 +39,9 @@ class RowState(NamedTuple):
     """A hash of the row's tokens, for strategies that read it."""
     posterior: Float[Tensor, "b k"] | None = None
     """In training, which prompts would have done how well on each row, for strategies that judge;
-    NaN for rows that were not judged."""
+    NaN for rows that were not judged, and for prompts that an adapter does not have."""
+    asked: Int[Tensor, "b"] | None = None
+    """The prompt that each row is to be given; -1, or None for all: its strategy's choice."""
 
 
 def option(default: Any, help: str) -> Any:
@@ -57,6 +59,8 @@ class RoutingStrategy(ABC):
     """Whether it names one prompt for a row, rather than mixing all alike."""
     rows_independent: ClassVar[bool] = True
     reads_content: ClassVar[bool] = False
+    judges: ClassVar[bool] = False
+    """Whether rows may be put under several prompts before they are trained on."""
 
     @property
     def is_random(self) -> bool:
@@ -66,11 +70,6 @@ class RoutingStrategy(ABC):
     def judging_passes(self, num_prompts: int) -> float:
         """The passes without gradient that a row costs in training, on the mean."""
         return 0.0
-
-    @property
-    def judges(self) -> bool:
-        """Whether rows are put under every prompt before they are trained on."""
-        return False
 
     @property
     def is_marginal(self) -> bool:
@@ -101,5 +100,5 @@ class RoutingStrategy(ABC):
 
         Args:
             logits: the router's output W x, in fp32; zeros where there is no router.
-            state: keys of randomness and whatever else the strategy has asked for.
+            state: keys of randomness and whatever else is known of the rows.
         """

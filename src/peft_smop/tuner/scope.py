@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from peft_smop.errors import ConfigError
@@ -21,6 +21,11 @@ Scope = Literal["input", "context"] | int
 "input": every attended token. "context": the tokens before the first label that is not -100. A
 whole number: that many first attended tokens, which is causal whatever follows.
 """
+
+
+def left_padding(mask: Shaped[Tensor, "b n"]) -> Int[Tensor, "b"]:
+    """How many slots precede each row's first attended token."""
+    return (mask.cumsum(dim=1) == 0).sum(dim=1)
 
 
 def first_tokens(attended: Bool[Tensor, "b n"], count: int) -> Bool[Tensor, "b n"]:

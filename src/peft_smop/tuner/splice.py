@@ -18,16 +18,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
 
 Position = Literal["before", "after"]
 """Where a prompt stands: before the text, or between the text and its answer."""
-
-
-def left_padding(mask: Shaped[Tensor, "b n"]) -> Int[Tensor, "b"]:
-    """How many slots precede each row's first attended token."""
-    return (mask.cumsum(dim=1) == 0).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -35,8 +30,7 @@ class Layout:
     """Which slot of the spliced rows holds what; s = n + l slots, l the batch's longest prompt."""
 
     source: Int[Tensor, "b s"]
-    """For every slot its place in [prompt (l), tokens (n)]; slack points at an unused place of the
-    prompt."""
+    """For every slot its place in [prompt (l), tokens (n)]."""
     token_slots: Int[Tensor, "b n"]
     """For every token its slot."""
     read_slots: Int[Tensor, "b n"]
@@ -70,43 +64,33 @@ class Layout:
             tokens: n.
             width: l, the longest prompt in the batch.
             slack: where a shorter prompt leaves its unused slots: "left" of the prompt, or of what
-                stands before it; "right", at
-                the row's end, for backbones that count positions by slot and take no
-                `position_ids`; "pressed": at the row's end, and left padding with them, for
-                encoders of that kind.
+                stands before it; "right": at the row's end, for backbones that count positions by
+                slot and take no `position_ids`; "pressed": behind the row, and left padding before
+                them, for encoders of that kind.
         """
-        slots = torch.arange(tokens + width, device=padding.device)[None, :]
-        columns = slots[:, :tokens]
         edges = padding if edges is None else edges
-        padding_, edges_, lengths_ = padding[:, None], edges[:, None], lengths[:, None]
-        is_behind = edges_ > padding_
-        first = torch.zeros_like(lengths_)  # the slot of the first token
-        unused = torch.full_like(slots, width - 1)  # read only where a prompt is shorter than width
-        if slack == "pressed":
-            start, shift = torch.zeros_like(padding_), lengths_ - padding_
-        else:
-            shift = torch.full_like(lengths_, width) if slack == "left" else lengths_
-            start = edges_ + shift - lengths_
-            first = torch.where(is_behind, shift - lengths_, first)
-        end = start + lengths_
-        source = torch.where(slots < start, unused, slots - start)
-        source = torch.where(slots >= end, slots - shift + width, source)
-        source = torch.where(slots >= tokens + shift, unused, source)
-        if slack == "pressed":  # padding goes behind everything
-            behind = tokens + width - padding_
-            source = torch.where(slots >= behind, slots - behind + width, source)
-            token_slots = torch.where(columns < padding_, columns + behind, columns + shift)
-        else:
-            before = torch.where(slots < first, unused, slots - first + width)
-            source = torch.where(slots < edges_ + first, before, source)
-            token_slots = torch.where(columns < edges_, columns + first, columns + shift)
-        last = is_behind & (lengths_ > 0) & (columns == edges_ - 1)
+        is_behind = edges > padding
+        gap = width - lengths
+        # slots: of the prompt's first, its first unused; by how many tokens before and after move
+        start, hole, head, tail = {
+            "left": (edges + gap, edges * ~is_behind, gap * is_behind, gap + lengths),
+            "right": (edges, tokens + lengths, torch.zeros_like(gap), lengths),
+            "pressed": (edges * 0, tokens + lengths, tokens + lengths - edges, lengths - edges),
+        }[slack]
+        every = torch.arange(width + tokens, device=padding.device).expand(padding.shape[0], -1)
+        virtual, columns = every[:, :width], every[:, :tokens]
+        edge, end = edges[:, None], (start + lengths)[:, None]
+        unused = virtual + (hole - lengths)[:, None]
+        prompt_slots = torch.where(virtual < lengths[:, None], virtual + start[:, None], unused)
+        token_slots = columns + torch.where(columns < edge, head[:, None], tail[:, None])
+        slots = torch.cat([prompt_slots, token_slots], dim=1)
+        is_read_for = (is_behind & (lengths > 0))[:, None] & (columns == edge - 1)
         return cls(
-            source=source,
+            source=torch.empty_like(slots).scatter(1, slots, every),
             token_slots=token_slots,
-            read_slots=torch.where(last, end - 1, token_slots),
-            start=start[:, 0],
-            origin=torch.where(is_behind, padding_ + first, start)[:, 0],
+            read_slots=torch.where(is_read_for, end - 1, token_slots),
+            start=start,
+            origin=torch.where(is_behind, padding + head, start),
             lengths=lengths,
             edges=edges,
         )
@@ -115,10 +99,6 @@ class Layout:
     def width(self) -> int:
         """The longest prompt of the batch, l."""
         return self.source.shape[1] - self.token_slots.shape[1]
-
-    def _prompt_slots(self) -> Bool[Tensor, "b l"]:
-        columns = torch.arange(self.width, device=self.source.device)
-        return columns[None, :] < self.lengths[:, None]
 
     def embeddings(
         self, prompts: Float[Tensor, "b l e"], x: Float[Tensor, "b n e"]
@@ -129,14 +109,14 @@ class Layout:
 
     def mask(self, mask: Shaped[Tensor, "b n"] | None) -> Shaped[Tensor, "b s"]:
         """The attention mask with the prompt attended and slack left out."""
-        if mask is None:
-            mask = torch.ones_like(self.token_slots)
-        return torch.cat([self._prompt_slots().to(mask.dtype), mask], dim=1).gather(1, self.source)
+        virtual = torch.arange(self.width, device=self.source.device)
+        is_prompt = virtual < self.lengths[:, None]
+        mask = torch.ones_like(self.token_slots) if mask is None else mask
+        return torch.cat([is_prompt.to(mask.dtype), mask], dim=1).gather(1, self.source)
 
     def with_zeros(self, marks: Int[Tensor, "b n"]) -> Int[Tensor, "b s"]:
         """Token types, or other marks of tokens, 0 for the prompt."""
-        prompt = marks.new_zeros(marks.shape[0], self.width)
-        return torch.cat([prompt, marks], dim=1).gather(1, self.source)
+        return nn.functional.pad(marks, (self.width, 0)).gather(1, self.source)
 
     def positions(
         self, given: Int[Tensor, "*axes #b n"] | None, *, first: int = 0
@@ -171,5 +151,4 @@ class Layout:
 
     def drop_flat(self, values: Float[Tensor, "bs d"]) -> Float[Tensor, "bn d"]:
         """The same where a backbone lays all rows' positions one below the other."""
-        b, s = self.source.shape
-        return self.drop(values.view(b, s, -1)).flatten(0, 1)
+        return self.drop(values.view(*self.source.shape, -1)).flatten(0, 1)
