@@ -562,6 +562,18 @@ def bare_has_no_loss(case: Case) -> str | None:
     return None
 
 
+def labels_are_next_tokens(trial: Trial) -> None:
+    """The model's own loss holds a label against the verdict of the place before it."""
+    case, row = trial.case, trial.case.rows[0]
+    labels = case.labels(1, row["input_ids"].shape[1])
+    output = case.bare(**row, **labels)
+    of_next = nn.functional.cross_entropy(output.logits[0, :-1], labels["labels"][0, 1:])
+    try:
+        same({"loss": output.loss}, {"loss": of_next})
+    except Mismatch:
+        raise Mismatch("its own loss is not that of the next token") from None
+
+
 def training(trial: Trial) -> None:
     """One backward pass in training mode reaches what is trained, and nothing else."""
     case, model = trial.case, trial.model
@@ -727,7 +739,8 @@ def examine(case: Case) -> dict[str, Any]:
     else:
         trial.check("training", training)
         trial.check("gradient", gradient)
-        if case.kind == CAUSAL and "right padding moves the bare model too" not in trial.notes:
+        is_next = case.kind == CAUSAL and trial.check("labels", labels_are_next_tokens)
+        if is_next and "right padding moves the bare model too" not in trial.notes:
             trial.check("behind the text", behind_the_text)
     if "right padding moves the bare model too" not in trial.notes:
         trial.check("mixed batch", mixed_batch)
@@ -895,8 +908,9 @@ Each case is a tiny random model in fp32 with two adapters. It is *right* when a
 model, given the embeddings [p_c P_c; X] of one row without padding, answers the same to
 {tolerance}: the row alone; rows in a batch with padding on the right and on the left; {tokens}
 generated tokens behind a cache; rows of two adapters and of the bare model in one batch, and
-generated so; the loss's gradient in the prompts. Training gives the prompts and the router finite
-gradients and the backbone none.
+generated so; the loss's gradient in the prompts; prompts between text and answer. A causal LM's own
+loss must be that of the next token, by which rows are judged. Training gives the prompts and the
+router finite gradients and the backbone none.
 
 *Refused*: the tuner says so itself. *Wrong*: it does not, and an answer differs or an error comes
 from elsewhere. *Not built*: no tiny model of the type could be made or asked with text alone, so

@@ -301,6 +301,35 @@ def test_a_batch_without_rows_is_refused(name, routing, training):
             model.generate(input_ids=made["input_ids"], max_new_tokens=1)
 
 
+MISSHAPEN = {
+    "both": (lambda ids, x: {"input_ids": ids, "inputs_embeds": x}, "say the same twice"),
+    "ids of one row": (
+        lambda ids, x: {"input_ids": ids[0]},
+        r"shape \(7,\); give \(rows, tokens\)",
+    ),
+    "embeddings of one row": (lambda ids, x: {"inputs_embeds": x[0]}, r"\(rows, tokens, width\)"),
+    "no tokens": (lambda ids, x: {"input_ids": ids[:, :0]}, "have no tokens"),
+    "narrow": (lambda ids, x: {"inputs_embeds": x[..., 1:]}, "31 wide, the model's embeddings 32"),
+}
+
+
+@pytest.mark.parametrize("routing", ["linear", "posterior"])
+@pytest.mark.parametrize("what", MISSHAPEN)
+@pytest.mark.parametrize("name", THREE)
+def test_tokens_of_another_shape_than_a_batch_s_are_refused(name, what, routing):
+    kind = KINDS[name]
+    model, made = adapted(kind, routing=routing).train(), batch(kind)
+    ids = made.pop("input_ids")
+    made.pop("attention_mask", None)
+    made.setdefault("labels", ids.masked_fill(torch.arange(7) < 5, -100))
+    if kind.task_type == "SEQ_CLS":
+        made["labels"] = torch.zeros(len(ids)).long()
+    given, sentence = MISSHAPEN[what]
+    x = model.get_input_embeddings()(ids).detach()
+    with pytest.raises(ConfigError, match=sentence):
+        model(**given(ids, x), **made)
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", THREE)
 def test_embeddings_in_double_precision_are_for_models_in_double_precision(name, training):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,27 @@ def fill(cache: Any, rows: RowAdapters, layout: Layout) -> None:
     setattr(cache, _FILLED, Filled(rows, layout.width, layout.edges))
 
 
+def tokens_of(given: Mapping[str, Any]) -> Tensor | None:
+    """What a pass is given of its tokens: ids (b, n), or embeddings (b, n, e); None: neither.
+
+    Raises:
+        ConfigError: it is given both, or something of another shape, or nothing in them.
+    """
+    ids, x = given.get("input_ids"), given.get("inputs_embeds")
+    if ids is not None and x is not None:
+        raise ConfigError("input_ids and inputs_embeds say the same twice; give one of them")
+    tokens, shape = (ids, "(rows, tokens)") if x is None else (x, "(rows, tokens, width)")
+    if tokens is None:
+        return None
+    if tokens.dim() != shape.count(",") + 1:
+        name = "input_ids have" if x is None else "inputs_embeds have"
+        raise ConfigError(f"{name} the shape {tuple(tokens.shape)}; give {shape}")
+    check_some(tokens.shape[0])
+    if tokens.shape[1] == 0:
+        raise ConfigError("the rows have no tokens, so there is nothing to route by; give some")
+    return cast("Tensor", tokens)
+
+
 def check_some(rows: int) -> None:
     """Refuse a batch without rows.
 
@@ -116,13 +137,17 @@ def check_input(
     Raises:
         ConfigError: with what to do instead.
     """
-    check_some(rows)
     mask, cache = given.get("attention_mask"), cache_of(given)
     x = given.get("inputs_embeds")
     if x is not None and x.dtype == torch.float64 != backbone.module.dtype:
         raise ConfigError(
             f"inputs_embeds are torch.float64, the model is {backbone.module.dtype}; give them as"
             " that"
+        )
+    widest = getattr(backbone.embedding, "embedding_dim", None)
+    if x is not None and widest is not None and x.shape[2] != widest:
+        raise ConfigError(
+            f"inputs_embeds are {x.shape[2]} wide, the model's embeddings {widest}; give those"
         )
     if getattr(cache, "is_compileable", False):
         raise ConfigError(

@@ -155,8 +155,7 @@ class PromptHooks:
         # taken up here and by no later pass
         labels, call.labels = call.labels, None
         given = bind(self._names, args, kwargs)
-        ids, x = given.get("input_ids"), given.get("inputs_embeds")
-        tokens = x if x is not None else ids
+        tokens, x = admission.tokens_of(given), given.get("inputs_embeds")
         if tokens is None:
             return None
         rows = call.rows_of(tokens.shape[0])
@@ -177,7 +176,7 @@ class PromptHooks:
         for name in rows.names:
             self.layer[name].check_arrived(name)
         if x is None:
-            x = module.get_input_embeddings()(ids)
+            x = module.get_input_embeddings()(tokens)
         call.as_tuple = given.get("return_dict") is False
         if self._drops and call.as_tuple:
             given["return_dict"] = True  # states are dropped by name, not by place

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from peft_smop.errors import ConfigError
 from peft_smop.rows import RowAdapters
-from peft_smop.tuner.admission import check_input
+from peft_smop.tuner.admission import check_input, tokens_of
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.deciding import router_logits, routes_asked
 from peft_smop.tuner.layer import Adapter, SMoPLayer
@@ -85,8 +85,7 @@ def _checked(
     Raises:
         ConfigError: with what to give instead.
     """
-    x = given.get("inputs_embeds")
-    tokens = given.get("input_ids") if x is None else x
+    tokens = tokens_of(given)
     if tokens is None:
         raise ConfigError(
             "routing='posterior' reads the texts before the pass; give input_ids or inputs_embeds"
