@@ -4,8 +4,9 @@ import json
 import sys
 
 import pytest
+import torch
 
-from peft_smop.lab import RunSpec, load_trained, part_of_task, run
+from peft_smop.lab import RunSpec, load_trained, part_of_task, run, signs_of
 from peft_smop.lab.worth import examples_to_certify
 from peft_smop.scoring import certify
 from peft_smop.tasks import Example
@@ -30,7 +31,7 @@ def test_a_run_says_what_its_validation_examples_say(toy_task, saved_models, tmp
         trained.model, trained.formulation, part_of_task(trained, "validation").examples
     )
     routing = json.loads((tmp_path / "run" / "result.json").read_text())["routing"]
-    assert routing == result.routing.model_dump()
+    assert routing == result.routing.model_dump(mode="json")
     assert routing["verdict"] == found.verdict
     assert routing["worth"]["value"] == pytest.approx(found.worth.value)
     assert routing["regret"]["high"] == pytest.approx(found.regret.high)
@@ -85,3 +86,47 @@ def test_examples_are_bounded_by_number_and_by_answers():
     assert drawn != examples_to_certify(examples, num_prompts=4, seed=2)
     assert len(examples_to_certify(examples, num_prompts=64, seed=0)) == 307  # 20,000 / 65
     assert len(examples_to_certify(examples, num_prompts=100_000, seed=0)) == 1
+
+
+def test_a_run_takes_prompts_away_that_validation_is_no_worse_without(
+    toy_task, saved_models, tmp_path
+):
+    options = {"routing": "posterior", "num_prompts": 6}
+    wanted = spec(toy_task, saved_models["t5"], **options)
+    result = run(wanted, tmp_path / "run")
+    gone = result.routing.pruned
+    assert 0 < len(gone) <= 4
+    trained = load_trained(tmp_path / "run")
+    assert len(trained.model.smop_layer["default"].prompts) == 6 - len(gone)
+    assert len(result.test.load) == 6 - len(gone)
+    told = wanted.training.model_copy(update={"prune_prompts": False})
+    whole = run(wanted.model_copy(update={"training": told}), tmp_path / "whole")
+    assert whole.routing.pruned == ()
+    assert result.parameters == whole.parameters  # those that were trained
+    kept = [j for j in range(6) if j not in gone]
+    every = load_trained(tmp_path / "whole").model.smop_layer["default"].prompts
+    assert torch.equal(trained.model.smop_layer["default"].prompts, every[kept])
+    ours, theirs = (one.cost.training_gflops_per_example for one in (result, whole))
+    assert ours == pytest.approx(theirs, rel=1e-3)  # but for the router's own few
+    assert signs_of(tmp_path / "run").scale is not None
+
+
+def test_what_a_router_learned_without_judging_keeps_its_prompts(toy_task, saved_models, tmp_path):
+    result = run(spec(toy_task, saved_models["t5"], num_prompts=6), tmp_path / "run")
+    assert result.routing.pruned == ()
+
+
+def test_a_run_stopped_after_prompts_were_taken_away_ends_as_one_never_stopped(
+    toy_task, saved_models, tmp_path, monkeypatch
+):
+    wanted = spec(toy_task, saved_models["t5"], routing="posterior", num_prompts=6)
+    whole = run(wanted, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["peft_smop.lab.ending"], "_save", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(wanted, tmp_path / "killed")
+    resumed = run(wanted, tmp_path / "killed", resume=True)
+    assert resumed.routing == whole.routing
+    assert resumed.test == whole.test
+    for part in ("metrics.jsonl", "predictions.jsonl", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "killed" / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()

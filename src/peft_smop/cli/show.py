@@ -121,6 +121,11 @@ def print_result(console: Console, result: RunResult, where: Path) -> None:
         lines.append(f"{result.truncated_test_inputs} test inputs were cut to the longest length")
     if result.routing:
         routing = result.routing
+        if routing.pruned:
+            lines.append(
+                f"took {len(routing.pruned)} prompts away: without them the validation loss does"
+                " not rise (--no-prune-prompts keeps all)"
+            )
         lines.append(
             f"{routing.verdict} ({routing.examples} of {routing.of} validation examples;"
             f" more: smop routes {where})"

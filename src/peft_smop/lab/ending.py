@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,13 @@ from peft_smop.results import (
 )
 from peft_smop.results.files import sync
 from peft_smop.results.run_directory import NOT_HASHED
-from peft_smop.scoring import Evaluation, evaluate, majority_label
+from peft_smop.scoring import (
+    Evaluation,
+    answer_under_prompts,
+    evaluate,
+    majority_label,
+    worth_keeping,
+)
 from peft_smop.training import Fit, bars
 from peft_smop.tuner import SMoPModel
 
@@ -56,6 +63,8 @@ def finish(begun: Begun, fitted: Fit, console: Console, *, packed: int = 1) -> R
             f"{fitted.truncated} of {len(prepared.train)} training inputs are longer than"
             f" {prepared.formulation.max_length} tokens and were cut"
         )
+    parameters = ParameterCount.of(prepared.model)  # those that were trained
+    routing = _routing(begun, console)
     evaluation = score_once(prepared, revives=spec.training.revive_dead_prompts)
     if spec.method.routing == "released":
         evaluation = replace(evaluation, alarms=(*evaluation.alarms, NEIGHBOURS))
@@ -66,7 +75,6 @@ def finish(begun: Begun, fitted: Fit, console: Console, *, packed: int = 1) -> R
     write_jsonl(directory.predictions, rows)
     if spec.method.name == "full":  # whole models, of which a run keeps one
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
-    parameters = ParameterCount.of(prepared.model)
     backbone = prepared.backbone.model
     result = RunResult(
         task=prepared.task.name,
@@ -97,8 +105,8 @@ def finish(begun: Begun, fitted: Fit, console: Console, *, packed: int = 1) -> R
             part: content["sha256"] for part, content in prepared.split.record()["parts"].items()
         },
         truncated_test_inputs=truncated,
-        routing=_worth(begun, console),
-        cost=_cost(prepared, fitted),
+        routing=routing,
+        cost=_cost(prepared, fitted, pruned=routing.pruned if routing else ()),
         environment={
             **environment(),
             "precision": str(backbone.dtype).removeprefix("torch."),
@@ -125,29 +133,39 @@ def score_once(prepared: Prepared, *, revives: bool) -> Evaluation:
     )
 
 
-def _worth(begun: Begun, console: Console) -> RoutingWorth | None:
-    """What the routing is worth: of weights, data and seed alone, so resumed runs agree.
+def _routing(begun: Begun, console: Console) -> RoutingWorth | None:
+    """Take away prompts that a judged router is no worse without, and say what routing is worth.
 
-    None: there is no router, or one prompt alone.
+    Of weights, data and seed alone, so that resumed runs agree. None: there is no router, or one
+    prompt alone.
     """
-    prepared = begun.prepared
-    adapter = SMoPModel.adapter_of(prepared.model)
-    if adapter is None or adapter.router is None or adapter.prompts.shape[0] == 1:
+    prepared, options = begun.prepared, begun.spec.training
+    tuner, adapter = SMoPModel.of(prepared.model), SMoPModel.adapter_of(prepared.model)
+    if tuner is None or adapter is None or adapter.router is None:
         return None
     k = adapter.prompts.shape[0]
+    if k == 1:
+        return None
     validation = prepared.split.validation
     examples = examples_to_certify(validation, num_prompts=k, seed=begun.spec.seed)
     with bars(console) as progress:
         line = progress.add_task(
             "validation under every prompt", total=(k + 1) * len(examples), loss="", score=""
         )
-        return routing_worth(
+        found = answer_under_prompts(
             prepared.model,
             prepared.formulation,
             examples,
-            of=len(validation),
             on_batch=lambda count: progress.advance(line, count),
         )
+    kept = list(range(k))
+    if options.prune_prompts and adapter.strategy.judges and adapter.network is None:
+        kept = worth_keeping(found)
+    pruned = [j for j in range(k) if j not in kept]
+    if pruned:
+        tuner.keep_prompts(kept)
+        found = found.keeping(kept)
+    return routing_worth(found, prepared.formulation, examples, of=len(validation), pruned=pruned)
 
 
 def _save(prepared: Prepared, directory: Path, spec: RunSpec) -> None:
@@ -174,14 +192,18 @@ def _save(prepared: Prepared, directory: Path, spec: RunSpec) -> None:
         sync(directory)
 
 
-def _cost(prepared: Prepared, fitted: Fit) -> RunCost:
+def _cost(prepared: Prepared, fitted: Fit, *, pruned: Sequence[int]) -> RunCost:
     """What training took; last of all, as counting takes a step of its own."""
+    adapter = SMoPModel.adapter_of(prepared.model)
+    trained = None if adapter is None else adapter.prompts.shape[0] + len(pruned)
     per_step, memory = fitted.seconds_per_step, fitted.peak_memory
     batch = _median_example(prepared)
     return RunCost(
         seconds_per_100_steps=None if per_step is None else 100 * per_step,
         peak_memory_mib=None if memory is None else memory / 2**20,
-        training_gflops_per_example=_gflops(training_operations, prepared, batch),
+        training_gflops_per_example=_gflops(
+            partial(training_operations, num_prompts=trained), prepared, batch
+        ),
         inference_gflops_per_example=_gflops(inference_flops, prepared, batch),
     )
 

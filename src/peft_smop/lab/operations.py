@@ -37,7 +37,9 @@ def training_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return loss + sum(apart.terms.values())
 
 
-def training_operations(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+def training_operations(
+    model: nn.Module, batch: Mapping[str, Tensor], *, num_prompts: int | None = None
+) -> int:
     """Forward and backward over a batch, and the passes before them in which rows are judged.
 
     Those are counted at their mean share: how many rows a small batch happens to judge says nothing
@@ -46,11 +48,12 @@ def training_operations(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     Args:
         model: in the state in which it is trained.
         batch: with labels.
+        num_prompts: that were trained; None: as many as there are.
     """
     tuner, adapter = SMoPModel.of(model), SMoPModel.adapter_of(model)
     if tuner is None or adapter is None or not adapter.strategy.judges:
         return training_flops(model, batch, loss=training_loss)
-    passes = adapter.strategy.judging_passes(adapter.prompts.shape[0])
+    passes = adapter.strategy.judging_passes(num_prompts or adapter.prompts.shape[0])
     if not passes:
         return training_flops(model, batch, loss=training_loss)
     with tuner.forced_prompt(0):  # rows that are told their prompt are not judged

@@ -106,6 +106,9 @@ def signs_of(path: Path) -> Signs:
     cut = formulation.truncated / len(prepared.train)
     spread = spread_of(prepared.backbone.model.get_input_embeddings())
     before = _prompts(prepared.model)
+    if before is not None and result.routing is not None:
+        gone = result.routing.pruned
+        before = before[[j for j in range(len(before)) if j not in gone]] if gone else before
     scale = None
     if before is not None and after is not None and before.shape == after.shape:
         scale = PromptScale(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
-from torch import nn
 
 from peft_smop.results import Points, RoutingWorth
-from peft_smop.scoring import Formulation, certify
+from peft_smop.scoring import Formulation, UnderPrompts, certificate_of
 from peft_smop.tasks import Example
 
 MOST_EXAMPLES = 1_000
@@ -32,28 +31,29 @@ def examples_to_certify(
 
 
 def routing_worth(
-    model: nn.Module,
+    found: UnderPrompts,
     formulation: Formulation,
     examples: Sequence[Example],
     *,
     of: int,
-    on_batch: Callable[[int], None] | None = None,
+    pruned: Sequence[int] = (),
 ) -> RoutingWorth:
     """The certificate's sentence and the two intervals it rests on, in points, for `result.json`.
 
     Args:
-        model: with one active SMoP adapter that has a router.
-        formulation: how the task is put to it.
-        examples: labelled validation examples.
+        found: answers to validation examples under every prompt.
+        formulation: how the task was put.
+        examples: those examples.
         of: how many there are in all.
-        on_batch: called with the number of examples done in each batch, k + 1 times over all.
+        pruned: prompts that were taken away.
     """
-    found = certify(model, formulation, examples, on_batch=on_batch)
+    said = certificate_of(found, formulation, examples)
     return RoutingWorth(
         part="validation",
-        examples=found.examples,
+        examples=said.examples,
         of=of,
-        worth=Points(**asdict(found.worth)),
-        regret=Points(**asdict(found.regret)),
-        verdict=found.verdict,
+        worth=Points(**asdict(said.worth)),
+        regret=Points(**asdict(said.regret)),
+        verdict=said.verdict,
+        pruned=tuple(pruned),
     )

@@ -80,6 +80,10 @@ class TrainingFields:
     ] = "linear"
     dropout: Annotated[bool, Doc("the backbone's own dropout, while something is trained")] = True
     revive_dead_prompts: Annotated[bool, Doc("start prompts that get no rows anew")] = False
+    prune_prompts: Annotated[
+        bool,
+        Doc("at the end, take prompts away without which validation loss does not rise; posterior"),
+    ] = True
     patience: Annotated[int, Gt(0), Doc("evaluations without improvement, then the end")] = 10
     eval_steps: Annotated[
         int | None, Gt(0), Doc("steps between evaluations; default: one epoch's")

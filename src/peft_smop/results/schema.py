@@ -89,6 +89,8 @@ class RoutingWorth(_Told):
     worth: Points
     regret: Points
     verdict: str
+    pruned: tuple[int, ...] = ()
+    """The prompts, as they were counted in training, that were taken away before the test."""
 
 
 class RunCost(_Told):

@@ -1,6 +1,6 @@
 """What a model says of a task's examples, and how good that is."""
 
-from peft_smop.scoring.certificate import Certificate, certify
+from peft_smop.scoring.certificate import Certificate, certificate_of, certify
 from peft_smop.scoring.evaluation import (
     DEAD_LOAD,
     Asked,
@@ -14,6 +14,7 @@ from peft_smop.scoring.formulation import Features, Formulation, to_device, told
 from peft_smop.scoring.kinds import FORMULATIONS, formulate
 from peft_smop.scoring.lengths import cut
 from peft_smop.scoring.metrics import METRICS, Score, compute, majority_label, score
+from peft_smop.scoring.under_prompts import UnderPrompts, answer_under_prompts, worth_keeping
 
 __all__ = [
     "DEAD_LOAD",
@@ -26,6 +27,9 @@ __all__ = [
     "Formulation",
     "Prediction",
     "Score",
+    "UnderPrompts",
+    "answer_under_prompts",
+    "certificate_of",
     "certify",
     "compute",
     "cut",
@@ -37,4 +41,5 @@ __all__ = [
     "score",
     "to_device",
     "told",
+    "worth_keeping",
 ]

@@ -10,17 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import mutual_info_score
 from torch import nn
 
-from peft_smop.errors import ConfigError
-from peft_smop.scoring.evaluation import Prediction, predict
 from peft_smop.scoring.formulation import Formulation
 from peft_smop.scoring.metrics import Figures, compute, drawn
+from peft_smop.scoring.under_prompts import UnderPrompts, answer_under_prompts
 from peft_smop.tasks import Example
-from peft_smop.tuner import SMoPModel
 
 RESAMPLES = 1000
 LITTLE_GAIN = 5.0
@@ -118,9 +115,6 @@ def certify(
 ) -> Certificate:
     """Answer every example under every prompt, and compare.
 
-    The best single prompt is chosen on these very examples, anew in every resample, so that what is
-    said of the router's worth is cautious.
-
     Args:
         model: with one active SMoP adapter.
         formulation: how the task is put to it.
@@ -132,33 +126,32 @@ def certify(
     Raises:
         ConfigError: the adapter has no router.
     """
-    tuner, adapter = SMoPModel.of(model), SMoPModel.adapter_of(model)
-    if tuner is None or adapter is None or adapter.router is None:
-        raise ConfigError(
-            "what routing is worth can only be said of an adapter with a router; this one has none"
-            " (try smop train --method smop-posterior)"
-        )
+    found = answer_under_prompts(
+        model, formulation, examples, batch_size=batch_size, on_batch=on_batch
+    )
+    return certificate_of(found, formulation, examples, seed=seed)
 
-    k = adapter.prompts.shape[0]
 
-    def answers() -> list[Prediction]:
-        return predict(model, formulation, examples, batch_size=batch_size, on_batch=on_batch)
+def certificate_of(
+    found: UnderPrompts, formulation: Formulation, examples: Sequence[Example], *, seed: int = 0
+) -> Certificate:
+    """Compare what was answered under every prompt.
 
-    routed = answers()
-    forced = []
-    for j in range(k):
-        with tuner.forced_prompt(j):
-            forced.append(answers())
-    truth = np.array([example.label for example in examples])
-    scores = torch.tensor([[p.log_probabilities for p in own] for own in forced])  # (k, n, m)
-    given = np.array([[p.label for p in own] for own in forced])  # (k, n)
-    routes = np.array([p.prompt for p in routed])
-    n, generator = len(truth), np.random.default_rng(seed)
-    likely = scores.log_softmax(dim=-1)
-    best = likely[:, torch.arange(n), torch.from_numpy(truth)].argmax(dim=0).numpy()
+    The best single prompt is chosen on these very examples, anew in every resample, so that what is
+    said of the router's worth is cautious.
+
+    Args:
+        found: the answers to the examples.
+        formulation: how the task was put.
+        examples: labelled examples.
+        seed: of the bootstrap and of random routes.
+    """
+    truth, given, routes, likely = found.truth, found.given, found.routes, found.likely
+    k, n, generator = len(given), len(truth), np.random.default_rng(seed)
+    best = found.losses.argmin(dim=0).numpy()
     metric, labels = formulation.task.metric, len(formulation.task.labels)
     by = {
-        "router": np.array([p.label for p in routed]),
+        "router": found.routed,
         "uniform": likely.exp().mean(dim=0).argmax(dim=-1).numpy(),
         "random": given[generator.integers(0, k, n), np.arange(n)],
         "bound": given[best, np.arange(n)],

@@ -85,17 +85,18 @@ def router_logits(layer: SMoPLayer, name: str, batch: Mapping[str, Any]) -> Floa
     Args:
         layer: the adapters.
         name: the adapter.
-        batch: as the model takes it, with labels.
+        batch: as the model takes it; a decoder's with labels, if there is an answer within.
     """
     backbone, adapter, mask = layer.hooks.backbone, layer[name], batch.get("attention_mask")
     x = batch.get("inputs_embeds")
-    with torch.no_grad(), torch.autocast(batch["labels"].device.type, enabled=False):
+    device = adapter.prompts.device
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         x = backbone.embedding(batch["input_ids"]) if x is None else finite(x, mask)
         read = readable(
             [adapter],
             RowAdapters((name,), None, len(x)),
             None if mask is None else mask != 0,
-            batch["labels"] if backbone.predicts_next else None,
+            batch.get("labels") if backbone.predicts_next else None,
             like=x,
             asks_for_labels=backbone.predicts_next,
         )

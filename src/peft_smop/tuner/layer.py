@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -19,7 +19,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from peft_smop.errors import CheckpointError
+from peft_smop.errors import CheckpointError, ConfigError
 from peft_smop.rows import RowAdapters, on_device
 from peft_smop.tuner.losses import Penalties
 from peft_smop.tuner.posterior import FASTEST_USE, ROWS_OF_USE
@@ -186,6 +186,25 @@ class Adapter(nn.Module):
             # a caller may have cast the whole model
             self.usage.copy_(self.usage.float().lerp(used / rows, weight))
             self._noted = None
+
+    def keep(self, prompts: Sequence[int]) -> None:
+        """Take away all prompts but these, and their places in the router.
+
+        Raises:
+            ConfigError: the prompts are made by a network, which all of them shape.
+        """
+        if self.network is not None:
+            raise ConfigError(
+                "prompts that a network makes cannot be taken away one by one; keep all of them, or"
+                " train with parameterisation='direct'"
+            )
+        own = list(prompts)
+        with torch.no_grad():
+            self.prompts = nn.Parameter(self.prompts[own], self.prompts.requires_grad)
+            if self.router is not None:
+                self.router = nn.Parameter(self.router[:, own], self.router.requires_grad)
+            if self.strategy.judges:
+                self.usage = self.usage[own] / self.usage[own].sum()
 
     def revive(self, dead: list[int], source: int, seed: int) -> None:
         """Start dead prompts again as near copies of a busy one, router columns included.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from accelerate import init_empty_weights
 from jaxtyping import Float
 from peft import PeftConfig
 from peft.utils.other import ModulesToSaveWrapper
@@ -18,23 +17,20 @@ from peft_smop.rows import Call, RowTuner, calling, check_new_name, current
 from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.call import Apart, PromptCall, Routed
 from peft_smop.tuner.config import SMoPConfig
+from peft_smop.tuner.creation import created
+from peft_smop.tuner.deciding import router_logits
 from peft_smop.tuner.doors import check_generation
 from peft_smop.tuner.hooks import PromptHooks
-from peft_smop.tuner.initialisation import Start, initial_prompts, initial_router
 from peft_smop.tuner.layer import Adapter, SMoPLayer
-from peft_smop.tuner.parameterisation import PARAMETERISATIONS
 from peft_smop.tuner.passes import prompt_losses
-from peft_smop.tuner.posterior import ROUTER_GAIN
 from peft_smop.tuner.routes import Routes
-from peft_smop.tuner.saved import loaded_keys, saved_key, settings_of
+from peft_smop.tuner.saved import loaded_keys, saved_key
 from peft_smop.tuner.texts import KeptTexts
 from peft_smop.tuner.verification import check_verified
 
 CHILD = "smop"
 """The one module added to a model. PEFT skips modules whose name contains the method's prefix,
 `smop_`."""
-MOST_NUMBERS = 2**31
-"""Numbers in an adapter's prompts beyond which its configuration is taken for a mistake: 8 GiB."""
 
 
 class SMoPModel(RowTuner):
@@ -123,21 +119,8 @@ class SMoPModel(RowTuner):
         Raises:
             ConfigError: there is no such adapter or prompt, or none is named and not one is active.
         """
-        active = self.active_adapters
-        if adapter_name is None and len(active) != 1:
-            raise ConfigError(
-                f"{len(active)} adapters are active ({', '.join(active)}); name the one whose"
-                " prompt is to be forced"
-            )
-        name = adapter_name or active[0]
-        if name not in self.smop_layer:
-            raise ConfigError(f"there is no adapter {name!r} whose prompt could be forced")
-        count = self.smop_layer[name].prompts.shape[0]
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
-            raise ConfigError(
-                f"prompt {index!r} is not one of the {count} of adapter {name!r}; choose 0 to"
-                f" {count - 1}"
-            )
+        name = self._named(adapter_name)
+        self._check_prompt(name, index)
         outer = current(self.smop_layer, Routed)
         others = {} if outer is None else outer.by_adapter
         indices = None if outer is None else outer.indices
@@ -165,6 +148,69 @@ class SMoPModel(RowTuner):
             ConfigError: there are no labels, or the head gives no distribution over them.
         """
         return prompt_losses(self.smop_layer, batch, adapter_names=adapter_names, chunk=chunk)
+
+    def router_logits(self, adapter_name: str | None = None, **batch: Any) -> Float[Tensor, "b k"]:
+        """What an adapter's router says of rows: W x̄ of equation 3, without a pass of the backbone.
+
+        Args:
+            adapter_name: the adapter; the active one by default.
+            batch: as the model takes it; a decoder's with labels, if there is an answer within.
+
+        Raises:
+            ConfigError: there is no such adapter, it has no router, or none is named and not one is
+                active.
+        """
+        name = self._named(adapter_name)
+        if self.smop_layer[name].router is None:
+            raise ConfigError(f"adapter {name!r} has no router")
+        return router_logits(self.smop_layer, name, batch)
+
+    def keep_prompts(self, prompts: Sequence[int], adapter_name: str | None = None) -> None:
+        """Take away all prompts of an adapter but these, and their places in its router.
+
+        After training: an optimizer that was made before goes on moving what is no longer there.
+
+        Args:
+            prompts: those that stay, counted from 0.
+            adapter_name: the adapter; the active one by default.
+
+        Raises:
+            ConfigError: there is no such adapter or prompt, none is to stay, one is named twice, or
+                the prompts are made by a network.
+        """
+        name = self._named(adapter_name)
+        for prompt in prompts:
+            self._check_prompt(name, prompt)
+        if not prompts or len(set(prompts)) < len(prompts):
+            raise ConfigError(f"keep_prompts({list(prompts)!r}) must be given some, each once")
+        self.smop_layer[name].strategy.check(len(prompts))
+        self.smop_layer[name].keep(prompts)
+        self.peft_config[name].num_prompts = len(prompts)
+
+    def _named(self, adapter_name: str | None) -> str:
+        """The adapter that a caller means.
+
+        Raises:
+            ConfigError: there is none of that name, or none is named and not one is active.
+        """
+        active = self.active_adapters
+        if adapter_name is None and len(active) != 1:
+            raise ConfigError(
+                f"{len(active)} adapters are active ({', '.join(active)}); name the one that is"
+                " meant"
+            )
+        name = adapter_name or active[0]
+        if name not in self.smop_layer:
+            raise ConfigError(f"there is no adapter {name!r}")
+        return name
+
+    def _check_prompt(self, name: str, index: Any) -> None:
+        count = self.smop_layer[name].prompts.shape[0]
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+            raise ConfigError(
+                f"prompt {index!r} is not one of the {count} of adapter {name!r}; choose 0 to"
+                f" {count - 1}"
+            )
 
     @contextmanager
     def terms_apart(self) -> Iterator[Apart]:
@@ -237,13 +283,7 @@ class SMoPModel(RowTuner):
         assert isinstance(config, SMoPConfig)
         layer = getattr(model, CHILD, None)
         backbone = layer.hooks.backbone if isinstance(layer, SMoPLayer) else Backbone.of(model)
-        adapter = _adapter(
-            model,
-            backbone,
-            config,
-            scope=_scope(config, predicts_next=backbone.predicts_next, model=model),
-            low_cpu_mem_usage=low_cpu_mem_usage,
-        )
+        adapter = created(model, backbone, config, low_cpu_mem_usage=low_cpu_mem_usage)
         if not isinstance(layer, SMoPLayer):
             if not config.unverified:
                 check_verified(model, backbone)
@@ -316,86 +356,3 @@ class SMoPModel(RowTuner):
         cls, *, model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor], **kwargs: Any
     ) -> dict[str, Tensor]:
         return loaded_keys(model, adapter_name, state_dict)
-
-
-def _scope(config: SMoPConfig, *, predicts_next: bool, model: nn.Module) -> Any:
-    """What the router reads of this kind of model's rows.
-
-    Raises:
-        ConfigError: the model sees no answers in its input.
-    """
-    if config.position == "after" and not predicts_next:
-        raise ConfigError(
-            "position='after' is for causal LMs, where an answer follows the text;"
-            f" {type(model).__name__} gives none: leave it out"
-        )
-    if config.router_scope is None:
-        return "context" if predicts_next else "input"
-    if config.router_scope == "context" and not predicts_next:
-        raise ConfigError(
-            "router_scope='context' is for causal LMs, which see answers in their input;"
-            f" {type(model).__name__} does not: leave it out"
-        )
-    return config.router_scope
-
-
-def _adapter(
-    model: nn.Module,
-    backbone: Backbone,
-    config: SMoPConfig,
-    *,
-    scope: Any,
-    low_cpu_mem_usage: bool,
-) -> Adapter:
-    """Create one adapter with its start.
-
-    Raises:
-        ConfigError: it is too large, or its rank exceeds the embedding's width.
-    """
-    text_config = model.config.get_text_config()
-    special = {
-        value
-        for key in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-        for value in _as_list(getattr(text_config, key, None))
-    }
-    start = Start(config, backbone.embedding, special, getattr(model, "name_or_path", None))
-    strategy = config.strategy()
-    if config.rank is not None and config.rank > start.width:
-        raise ConfigError(
-            f"rank={config.rank} exceeds the embedding's width {start.width}; lower rank"
-        )
-    if start.k * (start.l + strategy.has_router) * start.width > MOST_NUMBERS:
-        raise ConfigError(
-            f"num_prompts={start.k} prompts of {start.l} virtual tokens, each {start.width} wide,"
-            " exceed 8 GiB; lower num_prompts or num_virtual_tokens"
-        )
-    with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-        prompts = initial_prompts(start)
-        router = initial_router(start) if strategy.has_router else None
-        size = config.hidden_size if config.rank is None else config.rank
-        stored, network = PARAMETERISATIONS[config.parameterisation].of(
-            prompts, size, start.generator
-        )
-        adapter = Adapter(
-            stored,
-            router,
-            strategy=strategy,
-            seed=config.seed,
-            scope=scope,
-            position=config.position,
-            network=network,
-            penalties=config.penalties(),
-            awaited=low_cpu_mem_usage or config.awaits_values,
-            gain=ROUTER_GAIN / start.spread,
-            settings=settings_of(config, strategy),
-        )
-    if config.awaits_values and not low_cpu_mem_usage:
-        with torch.no_grad():
-            for parameter in adapter.parameters():
-                parameter.fill_(float("nan"))  # what never arrives must not look like a start
-    config.is_initialised = True
-    return adapter
-
-
-def _as_list(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else value if isinstance(value, list) else [value]
