@@ -121,10 +121,12 @@ def print_result(console: Console, result: RunResult, where: Path) -> None:
         lines.append(f"{result.truncated_test_inputs} test inputs were cut to the longest length")
     if result.routing:
         routing = result.routing
+        if routing.refitted:
+            lines.append("the router was fitted once more, to the finished prompts")
         if routing.pruned:
             lines.append(
-                f"took {len(routing.pruned)} prompts away: without them the validation loss does"
-                " not rise (--no-prune-prompts keeps all)"
+                f"prompts taken away, as the validation loss does not rise without them:"
+                f" {len(routing.pruned)} (--no-prune-prompts keeps all)"
             )
         lines.append(
             f"{routing.verdict} ({routing.examples} of {routing.of} validation examples;"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -37,13 +37,17 @@ from peft_smop.results.files import sync
 from peft_smop.results.run_directory import NOT_HASHED
 from peft_smop.scoring import (
     Evaluation,
+    UnderPrompts,
     answer_under_prompts,
+    better_router,
     evaluate,
     majority_label,
+    to_device,
     worth_keeping,
 )
 from peft_smop.training import Fit, bars
 from peft_smop.tuner import SMoPModel
+from peft_smop.tuner.refit import JudgedRows
 
 NEIGHBOURS = (
     "rows not independent: with routing 'released' predictions depend on the other rows of a batch"
@@ -134,14 +138,14 @@ def score_once(prepared: Prepared, *, revives: bool) -> Evaluation:
 
 
 def _routing(begun: Begun, console: Console) -> RoutingWorth | None:
-    """Take away prompts that a judged router is no worse without, and say what routing is worth.
+    """Settle a judged router, and say what routing is worth.
 
     Of weights, data and seed alone, so that resumed runs agree. None: there is no router, or one
     prompt alone.
     """
-    prepared, options = begun.prepared, begun.spec.training
-    tuner, adapter = SMoPModel.of(prepared.model), SMoPModel.adapter_of(prepared.model)
-    if tuner is None or adapter is None or adapter.router is None:
+    prepared = begun.prepared
+    adapter = SMoPModel.adapter_of(prepared.model)
+    if adapter is None or adapter.router is None:
         return None
     k = adapter.prompts.shape[0]
     if k == 1:
@@ -158,14 +162,72 @@ def _routing(begun: Begun, console: Console) -> RoutingWorth | None:
             examples,
             on_batch=lambda count: progress.advance(line, count),
         )
-    kept = list(range(k))
-    if options.prune_prompts and adapter.strategy.judges and adapter.network is None:
+    refitted, pruned = False, cast("tuple[int, ...]", ())
+    if adapter.strategy.judges:
+        found, refitted, pruned = _settled(begun, found, console)
+    return routing_worth(
+        found,
+        prepared.formulation,
+        examples,
+        of=len(validation),
+        refitted=refitted,
+        pruned=pruned,
+    )
+
+
+def _settled(
+    begun: Begun, found: UnderPrompts, console: Console
+) -> tuple[UnderPrompts, bool, tuple[int, ...]]:
+    """Fit the router to the finished prompts, and take away those that are not missed.
+
+    Args:
+        begun: the run, whose adapter is changed.
+        found: answers to validation examples under every prompt.
+        console: where to say how it goes.
+
+    Returns:
+        What those answers are then, whether the router is another, and which prompts are gone.
+    """
+    prepared, options = begun.prepared, begun.spec.training
+    tuner, adapter = SMoPModel.of(prepared.model), SMoPModel.adapter_of(prepared.model)
+    assert tuner is not None
+    assert adapter is not None
+    k, judged, matrix, kept = adapter.prompts.shape[0], None, None, None
+    if options.refit_router:
+        judged = _judged(begun, k, console)
+        better = better_router(found, judged)
+        found, matrix = better or (found, None)
+    if options.prune_prompts and adapter.network is None:
         kept = worth_keeping(found)
-    pruned = [j for j in range(k) if j not in kept]
-    if pruned:
+    pruned = [] if kept is None else [j for j in range(k) if j not in kept]
+    if kept is not None and pruned:
+        found, matrix = found.keeping(kept), None if matrix is None else matrix[:, kept]
         tuner.keep_prompts(kept)
-        found = found.keeping(kept)
-    return routing_worth(found, prepared.formulation, examples, of=len(validation), pruned=pruned)
+        if judged is not None:  # to those that are left
+            better = better_router(found, judged.keeping(kept))
+            found, matrix = better or (found, matrix)
+    if matrix is not None:
+        tuner.set_router(matrix)
+    return found, matrix is not None, tuple(pruned)
+
+
+def _judged(begun: Begun, k: int, console: Console) -> JudgedRows:
+    """Training examples under every prompt, as many as a certificate would take."""
+    prepared = begun.prepared
+    examples = examples_to_certify(prepared.train, num_prompts=k, seed=begun.spec.seed)
+    formulation, size = prepared.formulation, begun.spec.training.batch_size
+    device = next(prepared.model.parameters()).device
+    rows = sorted((formulation.encode(e) for e in examples), key=lambda f: -len(f["input_ids"]))
+    parts = (rows[i : i + size] for i in range(0, len(rows), size))
+    with bars(console) as progress:
+        line = progress.add_task(
+            "training examples under every prompt", total=len(examples), loss="", score=""
+        )
+        return JudgedRows.of(
+            prepared.model,
+            (to_device(formulation.collate(part), device) for part in parts),
+            on_batch=lambda count: progress.advance(line, count),
+        )
 
 
 def _save(prepared: Prepared, directory: Path, spec: RunSpec) -> None:

@@ -36,6 +36,7 @@ def routing_worth(
     examples: Sequence[Example],
     *,
     of: int,
+    refitted: bool = False,
     pruned: Sequence[int] = (),
 ) -> RoutingWorth:
     """The certificate's sentence and the two intervals it rests on, in points, for `result.json`.
@@ -45,6 +46,7 @@ def routing_worth(
         formulation: how the task was put.
         examples: those examples.
         of: how many there are in all.
+        refitted: whether the router was fitted once more.
         pruned: prompts that were taken away.
     """
     said = certificate_of(found, formulation, examples)
@@ -55,5 +57,6 @@ def routing_worth(
         worth=Points(**asdict(said.worth)),
         regret=Points(**asdict(said.regret)),
         verdict=said.verdict,
+        refitted=refitted,
         pruned=tuple(pruned),
     )

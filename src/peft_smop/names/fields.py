@@ -80,9 +80,13 @@ class TrainingFields:
     ] = "linear"
     dropout: Annotated[bool, Doc("the backbone's own dropout, while something is trained")] = True
     revive_dead_prompts: Annotated[bool, Doc("start prompts that get no rows anew")] = False
+    refit_router: Annotated[
+        bool,
+        Doc("a last fit of the router, to the finished prompts (posterior)"),
+    ] = True
     prune_prompts: Annotated[
         bool,
-        Doc("at the end, take prompts away without which validation loss does not rise; posterior"),
+        Doc("the removal, at the end, of prompts that validation does not miss (posterior)"),
     ] = True
     patience: Annotated[int, Gt(0), Doc("evaluations without improvement, then the end")] = 10
     eval_steps: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, median, stdev
 
@@ -128,7 +129,7 @@ def _row(name: str, paths: Sequence[Path]) -> Row:
         metric=first.test.metric,
         examples=first.test.examples,
         majority=mean(r.test.majority for r in results),
-        load=tuple(mean(parts) for parts in zip(*loads, strict=True)),
+        load=tuple(mean(parts) for parts in zip_longest(*loads, fillvalue=0.0)),
         seconds_per_100_steps=_median(r.cost.seconds_per_100_steps for r in results),
         peak_memory_mib=_median(r.cost.peak_memory_mib for r in results),
         training_gflops_per_example=first.cost.training_gflops_per_example,

@@ -89,6 +89,8 @@ class RoutingWorth(_Told):
     worth: Points
     regret: Points
     verdict: str
+    refitted: bool = False
+    """Whether the router was fitted once more, to the finished prompts."""
     pruned: tuple[int, ...] = ()
     """The prompts, as they were counted in training, that were taken away before the test."""
 

@@ -14,7 +14,12 @@ from peft_smop.scoring.formulation import Features, Formulation, to_device, told
 from peft_smop.scoring.kinds import FORMULATIONS, formulate
 from peft_smop.scoring.lengths import cut
 from peft_smop.scoring.metrics import METRICS, Score, compute, majority_label, score
-from peft_smop.scoring.under_prompts import UnderPrompts, answer_under_prompts, worth_keeping
+from peft_smop.scoring.under_prompts import (
+    UnderPrompts,
+    answer_under_prompts,
+    better_router,
+    worth_keeping,
+)
 
 __all__ = [
     "DEAD_LOAD",
@@ -29,6 +34,7 @@ __all__ = [
     "Score",
     "UnderPrompts",
     "answer_under_prompts",
+    "better_router",
     "certificate_of",
     "certify",
     "compute",

@@ -138,7 +138,8 @@ def certificate_of(
     """Compare what was answered under every prompt.
 
     The best single prompt is chosen on these very examples, anew in every resample, so that what is
-    said of the router's worth is cautious.
+    said of the router's worth is cautious; less so where the router itself, or which prompts it
+    has, was chosen by them too, as at the end of a run.
 
     Args:
         found: the answers to the examples.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,9 +17,13 @@ from peft_smop.scoring.evaluation import Prediction, predict
 from peft_smop.scoring.formulation import Formulation, to_device
 from peft_smop.tasks import Example
 from peft_smop.tuner import SMoPModel
+from peft_smop.tuner.deciding import router_inputs
+from peft_smop.tuner.refit import STRENGTHS, JudgedRows
 
 FEWEST = 2
 """A router with less has nothing to decide, and nobody could say what it is worth."""
+LEAST_EXAMPLES = 10
+"""Examples to a prompt below which none is taken away."""
 MOST_LOSS = 100.0
 """At which a loss is cut, so that differences of infinite ones are numbers."""
 
@@ -37,6 +42,8 @@ class UnderPrompts:
     """The log-probability of every label, normalised over the labels."""
     router: Float[Tensor, "n k"]
     """The router's logits."""
+    inputs: Float[Tensor, "n e"]
+    """What the router reads."""
 
     @property
     def given(self) -> NDArray[np.int64]:
@@ -45,15 +52,29 @@ class UnderPrompts:
 
     @property
     def losses(self) -> Float[Tensor, "k n"]:
-        """-log p of every true label under each prompt."""
-        return -self.likely[:, torch.arange(len(self.truth)), torch.from_numpy(self.truth)]
+        """-log p of every true label under each prompt; at most `MOST_LOSS`, as what is no number."""
+        likely = self.likely[:, torch.arange(len(self.truth)), torch.from_numpy(self.truth)]
+        return -likely.nan_to_num(nan=-MOST_LOSS).clamp(min=-MOST_LOSS)
 
     def keeping(self, prompts: Sequence[int]) -> UnderPrompts:
         """The same of a router that has some of the prompts alone, and chooses the likeliest."""
-        likely, router = self.likely[list(prompts)], self.router[:, list(prompts)]
+        own = list(prompts)
+        return replace(self, likely=self.likely[own])._routed(self.router[:, own])
+
+    def routed_by(self, matrix: Float[Tensor, "e k"]) -> UnderPrompts:
+        """The same of another router, which chooses the likeliest."""
+        return self._routed(self.inputs @ matrix)
+
+    def _routed(self, router: Float[Tensor, "n k"]) -> UnderPrompts:
         routes = router.argmax(dim=1)
-        routed = likely[routes, torch.arange(len(self.truth))].argmax(dim=-1)
-        return UnderPrompts(self.truth, routed.numpy(), routes.numpy(), likely, router)
+        routed = self.likely[routes, torch.arange(len(self.truth))].argmax(dim=-1)
+        return replace(self, router=router, routes=routes.numpy(), routed=routed.numpy())
+
+    @property
+    def loss(self) -> float:
+        """Mean -log p of the true labels, each under the prompt that was chosen."""
+        chosen = self.losses[torch.from_numpy(self.routes), torch.arange(len(self.truth))]
+        return chosen.double().mean().item()
 
 
 def answer_under_prompts(
@@ -90,31 +111,54 @@ def answer_under_prompts(
     for j in range(adapter.prompts.shape[0]):
         with tuner.forced_prompt(j):
             forced.append([p.log_probabilities for p in answers()])
-    logits = []
+    layer, name, read = tuner.smop_layer, tuner.active_adapters[0], []
     for i in range(0, len(examples), batch_size):
         batch = formulation.collate([formulation.encode(e) for e in examples[i : i + batch_size]])
-        logits.append(tuner.router_logits(**to_device(batch, adapter.prompts.device)).cpu())
+        read.append(router_inputs(layer, name, to_device(batch, adapter.prompts.device)))
+    inputs = torch.cat(read)
     return UnderPrompts(
         truth=np.array([example.label for example in examples]),
         routed=np.array([p.label for p in routed]),
         routes=np.array([p.prompt for p in routed]),
         likely=torch.tensor(forced).log_softmax(dim=-1),
-        router=torch.cat(logits),
+        router=(inputs @ adapter.router_matrix().detach()).cpu(),
+        inputs=inputs.cpu(),
     )
+
+
+def better_router(
+    found: UnderPrompts, judged: JudgedRows
+) -> tuple[UnderPrompts, Float[Tensor, "e k"]] | None:
+    """The router that fits judged rows best by the loss of these examples; None: the one they have.
+
+    Args:
+        found: answers to examples that are not among the judged rows.
+        judged: training rows under the same prompts.
+    """
+    best = None
+    for strength in sorted(STRENGTHS):
+        matrix = judged.router(strength)
+        routed = found.routed_by(matrix)
+        if routed.loss < (found if best is None else best[0]).loss:
+            best = routed, matrix
+    return best
 
 
 def worth_keeping(found: UnderPrompts) -> list[int]:
     """The prompts without any of which the examples' loss would rise.
 
     One after the other those go without which it falls most, or stays: the rows of each are sent to
-    the next that the router would choose. `FEWEST` stay in any case.
+    the next that the router would choose. `FEWEST` stay in any case, and all where there are fewer
+    than `LEAST_EXAMPLES` to each: of a prompt that gets no row among few nothing is known.
     """
-    losses = found.losses.double().clamp(max=MOST_LOSS)
-    rows: Int[Tensor, "n"] = torch.arange(len(found.truth))
+    losses, n = found.losses.double(), len(found.truth)
+    rows: Int[Tensor, "n"] = torch.arange(n)
     kept = list(range(len(losses)))
-    while len(kept) > FEWEST:
+    while len(kept) > FEWEST and n >= LEAST_EXAMPLES * len(losses):
         own = torch.tensor(kept)
-        first, second = found.router[:, own].topk(2, dim=1).indices.T
+        logits = found.router[:, own]
+        first = logits.argmax(dim=1)
+        second = logits.scatter(1, first[:, None], -math.inf).argmax(dim=1)
         rise = losses[own[second], rows] - losses[own[first], rows]
         total = losses.new_zeros(len(kept)).index_add(0, first, rise)
         least = int(total.argmin())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from peft_smop.errors import ConfigError
 from peft_smop.rows import RowAdapters, current, on_device
+from peft_smop.tuner.admission import check_input, tokens_of
 from peft_smop.tuner.call import PromptCall, Routed
 from peft_smop.tuner.layer import Adapter, SMoPLayer
 from peft_smop.tuner.mixture import soft_prompts
@@ -79,19 +80,28 @@ def decided(
     return prompts
 
 
-def router_logits(layer: SMoPLayer, name: str, batch: Mapping[str, Any]) -> Float[Tensor, "b k"]:
-    """What one adapter's router says of a batch's rows, without a pass of the backbone.
+def router_inputs(layer: SMoPLayer, name: str, batch: Mapping[str, Any]) -> Float[Tensor, "b e"]:
+    """What one adapter's router reads of a batch's rows, without a pass of the backbone.
 
     Args:
         layer: the adapters.
         name: the adapter.
         batch: as the model takes it; a decoder's with labels, if there is an answer within.
+
+    Raises:
+        ConfigError: there are no tokens, or they have no one place for a prompt.
+        CheckpointError: the adapter's tensors were never loaded.
     """
     backbone, adapter, mask = layer.hooks.backbone, layer[name], batch.get("attention_mask")
-    x = batch.get("inputs_embeds")
+    tokens, x = tokens_of(batch), batch.get("inputs_embeds")
+    if tokens is None:
+        raise ConfigError("there is nothing to route by; give input_ids or inputs_embeds")
+    rows, count = tokens.shape[:2]
+    check_input(batch, backbone, past=0, rows=rows, tokens=count, width=adapter.length)
+    adapter.check_arrived(name)
     device = adapter.prompts.device
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        x = backbone.embedding(batch["input_ids"]) if x is None else finite(x, mask)
+        x = backbone.embedding(tokens) if x is None else finite(x, mask)
         read = readable(
             [adapter],
             RowAdapters((name,), None, len(x)),
@@ -100,7 +110,14 @@ def router_logits(layer: SMoPLayer, name: str, batch: Mapping[str, Any]) -> Floa
             like=x,
             asks_for_labels=backbone.predicts_next,
         )
-        return mean_embedding(x, read) @ adapter.router_matrix()
+        return mean_embedding(x, read)
+
+
+def router_logits(layer: SMoPLayer, name: str, batch: Mapping[str, Any]) -> Float[Tensor, "b k"]:
+    """What it says of them; arguments as above."""
+    read = router_inputs(layer, name, batch)
+    with torch.no_grad(), torch.autocast(read.device.type, enabled=False):
+        return read @ layer[name].router_matrix()
 
 
 def routes_asked(

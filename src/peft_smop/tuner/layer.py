@@ -199,12 +199,21 @@ class Adapter(nn.Module):
                 " train with parameterisation='direct'"
             )
         own = list(prompts)
+        self._noted = None
         with torch.no_grad():
             self.prompts = nn.Parameter(self.prompts[own], self.prompts.requires_grad)
             if self.router is not None:
                 self.router = nn.Parameter(self.router[:, own], self.router.requires_grad)
             if self.strategy.judges:
-                self.usage = self.usage[own] / self.usage[own].sum()
+                share = self.usage[own].float() + torch.finfo(torch.float32).tiny
+                self.usage = (share / share.sum()).to(self.usage.dtype)
+
+    def set_router(self, matrix: Float[Tensor, "e k"]) -> None:
+        """Let the router's output be this matrix's; what an optimizer holds of it stays its own."""
+        assert self.router is not None
+        gain = self.gain if self.strategy.judges else 1.0
+        with torch.no_grad():
+            self.router.copy_(matrix.to(self.router.device) / gain)
 
     def revive(self, dead: list[int], source: int, seed: int) -> None:
         """Start dead prompts again as near copies of a busy one, router columns included.

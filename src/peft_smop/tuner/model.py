@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, ClassVar
 
 import torch
@@ -175,17 +177,48 @@ class SMoPModel(RowTuner):
             adapter_name: the adapter; the active one by default.
 
         Raises:
-            ConfigError: there is no such adapter or prompt, none is to stay, one is named twice, or
-                the prompts are made by a network.
+            ConfigError: there is no such adapter or prompt, none is to stay, one is named twice,
+                the prompts are made by a network, or rows are not given what the router chooses.
         """
         name = self._named(adapter_name)
-        for prompt in prompts:
+        own = [p if isinstance(p, bool) else operator.index(p) for p in prompts]
+        for prompt in own:
             self._check_prompt(name, prompt)
-        if not prompts or len(set(prompts)) < len(prompts):
-            raise ConfigError(f"keep_prompts({list(prompts)!r}) must be given some, each once")
-        self.smop_layer[name].strategy.check(len(prompts))
-        self.smop_layer[name].keep(prompts)
-        self.peft_config[name].num_prompts = len(prompts)
+        if not own or len(set(own)) < len(own):
+            raise ConfigError(f"keep_prompts({own!r}) must be given some, each once")
+        adapter, config = self.smop_layer[name], copy(self.peft_config[name])
+        strategy = adapter.strategy
+        if not (strategy.has_router and strategy.chooses) or hasattr(strategy, "fixed_prompt"):
+            raise ConfigError(
+                f"routing={config.routing!r} does not give rows what a router chooses, so its"
+                " prompts cannot be taken away"
+            )
+        strategy.check(len(own))
+        count = len(adapter.prompts)
+        adapter.keep(own)
+        config.num_prompts = len(own)
+        for said in ("init_text", "init_token_ids"):  # of every prompt, or of all
+            value = getattr(config, said)
+            if isinstance(value, list) and len(value) == count:
+                setattr(config, said, [value[j] for j in own])
+        self.peft_config[name] = config
+
+    def set_router(self, matrix: Float[Tensor, "e k"], adapter_name: str | None = None) -> None:
+        """Let W of equation 3, transposed, be this matrix.
+
+        Args:
+            matrix: what mean embeddings are multiplied by.
+            adapter_name: the adapter; the active one by default.
+
+        Raises:
+            ConfigError: there is no such adapter, it has no router, or one of another shape.
+        """
+        name = self._named(adapter_name)
+        router = self.smop_layer[name].router
+        if router is None or router.shape != matrix.shape:
+            has = "no router" if router is None else f"a router of shape {tuple(router.shape)}"
+            raise ConfigError(f"adapter {name!r} has {has}, not {tuple(matrix.shape)}")
+        self.smop_layer[name].set_router(matrix)
 
     def _named(self, adapter_name: str | None) -> str:
         """The adapter that a caller means.
