@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peft_smop.bottleneck import BottleneckConfig, BottleneckModel
     from peft_smop.predictor import Answer, Predictor
     from peft_smop.training import RoutingCallback
-    from peft_smop.tuner import Routes, SMoPConfig, SMoPModel
+    from peft_smop.tuner import Routes, SMoPConfig, SMoPModel, fit_router
 
 __all__ = [
     "Answer",
@@ -28,6 +28,7 @@ __all__ = [
     "SMoPConfig",
     "SMoPModel",
     "__version__",
+    "fit_router",
 ]
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _HOMES = {
     "RoutingCallback": "training",
     "SMoPConfig": "tuner",
     "SMoPModel": "tuner",
+    "fit_router": "tuner",
 }
 
 leave_out_warnings()

@@ -8,8 +8,14 @@ import torch
 
 from peft_smop.lab import RunSpec, load_trained, part_of_task, run, signs_of
 from peft_smop.lab.worth import examples_to_certify
-from peft_smop.scoring import certify
+from peft_smop.scoring import certify, under_prompts
 from peft_smop.tasks import Example
+
+
+@pytest.fixture
+def few_are_enough(monkeypatch):
+    """The toy task has six validation rows, by which nothing would be taken away."""
+    monkeypatch.setattr(under_prompts, "LEAST_EXAMPLES", 0)
 
 
 def spec(toy_task, model, **method) -> RunSpec:
@@ -89,7 +95,7 @@ def test_examples_are_bounded_by_number_and_by_answers():
 
 
 def test_a_run_takes_prompts_away_that_validation_is_no_worse_without(
-    toy_task, saved_models, tmp_path
+    toy_task, saved_models, tmp_path, few_are_enough
 ):
     options = {"routing": "posterior", "num_prompts": 6}
     wanted = spec(toy_task, saved_models["t5"], **options)
@@ -111,13 +117,38 @@ def test_a_run_takes_prompts_away_that_validation_is_no_worse_without(
     assert signs_of(tmp_path / "run").scale is not None
 
 
+def test_the_router_is_fitted_once_more_unless_it_is_told_not_to(toy_task, saved_models, tmp_path):
+    wanted = spec(toy_task, saved_models["t5"], routing="posterior", num_prompts=3)
+    result = run(wanted, tmp_path / "run")
+    told = wanted.training.model_copy(update={"refit_router": False})
+    plain = run(wanted.model_copy(update={"training": told}), tmp_path / "plain")
+    ours, theirs = (
+        load_trained(tmp_path / name).model.smop_layer["default"] for name in ("run", "plain")
+    )
+    assert torch.equal(ours.prompts, theirs.prompts)
+    assert result.routing.refitted != torch.equal(ours.router, theirs.router)
+    assert not plain.routing.refitted
+
+
+def test_seeds_with_other_numbers_of_prompts_stand_in_one_table(
+    toy_task, saved_models, tmp_path, few_are_enough, smop
+):
+    results = []
+    for seed in (0, 1, 2):
+        wanted = spec(toy_task, saved_models["t5"], routing="posterior", num_prompts=6)
+        results.append(run(wanted.model_copy(update={"seed": seed}), tmp_path / str(seed)))
+    assert len({len(one.test.load) for one in results}) > 1
+    code, _, err = smop("report", *(tmp_path / str(seed) for seed in (0, 1, 2)))
+    assert code == 0, err
+
+
 def test_what_a_router_learned_without_judging_keeps_its_prompts(toy_task, saved_models, tmp_path):
     result = run(spec(toy_task, saved_models["t5"], num_prompts=6), tmp_path / "run")
     assert result.routing.pruned == ()
 
 
 def test_a_run_stopped_after_prompts_were_taken_away_ends_as_one_never_stopped(
-    toy_task, saved_models, tmp_path, monkeypatch
+    toy_task, saved_models, tmp_path, monkeypatch, few_are_enough
 ):
     wanted = spec(toy_task, saved_models["t5"], routing="posterior", num_prompts=6)
     whole = run(wanted, tmp_path / "whole")

@@ -52,7 +52,7 @@ class UnderPrompts:
 
     @property
     def losses(self) -> Float[Tensor, "k n"]:
-        """-log p of every true label under each prompt; at most `MOST_LOSS`, as what is no number."""
+        """-log p of every true label under each prompt; no number, or too many, is `MOST_LOSS`."""
         likely = self.likely[:, torch.arange(len(self.truth)), torch.from_numpy(self.truth)]
         return -likely.nan_to_num(nan=-MOST_LOSS).clamp(min=-MOST_LOSS)
 

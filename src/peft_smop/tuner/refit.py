@@ -98,7 +98,9 @@ class JudgedRows:
         matrix = np.zeros((x.shape[1], k))
         told = np.unique(prompts)
         if len(told) > 1:
-            model = LogisticRegression(C=strength / n, fit_intercept=False, max_iter=STEPS)
+            # of two prompts it has the difference of both columns alone, which weighs half
+            weight = strength / n * (2 if len(told) == 2 else 1)
+            model = LogisticRegression(C=weight, fit_intercept=False, max_iter=STEPS)
             model.fit(x[rows] / spread, prompts, sample_weight=q[rows, prompts])
             found = model.coef_.T / spread
             matrix[:, told] = found if len(told) > 2 else np.hstack([-found, found]) / 2
