@@ -45,7 +45,7 @@ WHOLE = f"{ONE}, whole head"
 PEFT = "PEFT prompt tuning 5"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ONE: ("single", {}),
-    MIXTURE: ("smop", {"routing": "posterior"}),
+    MIXTURE: ("smop", {"routing": "posterior", "num_prompts": 4}),
 }
 
 

@@ -44,7 +44,7 @@ def measure(given: Namespace) -> Result:
             lines.append(Line(f"training step, k={k}", name, taken, scale=1 / _steps(name)))
     passes = {
         ONE: _pass(bench.adapted(bare, "single"), batch),
-        POSTERIOR: _pass(bench.adapted(bare, "smop", routing="posterior"), batch),
+        POSTERIOR: _pass(bench.adapted(bare, "smop", routing="posterior", num_prompts=4), batch),
     }
     for name, taken in bench.interleave(passes, given.repeats).items():
         lines.append(Line("inference, k=4", name, taken))

@@ -25,7 +25,9 @@ class MethodFields:
     """A method and the options that are no routing strategy's own; None: the method's default."""
 
     name: str = "smop"
-    num_prompts: Annotated[int | None, Doc("k, the number of soft prompts; 4 by default")] = None
+    num_prompts: Annotated[
+        int | None, Doc("k, the number of soft prompts; 4 by default, 8 for posterior")
+    ] = None
     num_virtual_tokens: Annotated[int | None, Doc("l, length of one prompt; 5 by default")] = None
     routing: Annotated[str | None, Doc("routing strategy; `smop methods smop` lists them")] = None
     parameterisation: Annotated[

@@ -33,7 +33,8 @@ class SMoPConfig(_Options):
     the width of the backbone's embeddings.
 
     Args:
-        num_prompts: k, the number of soft prompts; 4 for a router, 1 for `routing="single"`.
+        num_prompts: k, the number of soft prompts; 4 for a router, 8 for one that is taught, 1 for
+            `routing="single"`.
         num_virtual_tokens: l, the length of ONE prompt; only this many positions are added to an
             input.
         routing: how a row is given its prompt, see `peft_smop.tuner.strategies.STRATEGIES`; its

@@ -58,6 +58,7 @@ class Posterior(RoutingStrategy):
     (2021).
     """
 
+    default_num_prompts: ClassVar[int] = 8
     judges: ClassVar[bool] = True
 
     judged: float = option(0.33, "share of a step's rows that are put under several prompts")
