@@ -19,6 +19,7 @@ from peft_smop.report.figures import draw_all
 from peft_smop.report.gathering import gather
 from peft_smop.report.robust import interquartile_mean, probability_of_improvement
 from peft_smop.report.table import Cell, Table, Tone
+from peft_smop.tuner import STRATEGIES
 
 
 @pytest.fixture(scope="module")
@@ -268,3 +269,13 @@ def test_many_series_are_told_apart(groups, tmp_path):
     drawn = draw_all(groups, tmp_path)
     # the same runs give the same files
     assert [p.svg for p in draw_all(groups, tmp_path)] == [p.svg for p in drawn]
+
+
+@pytest.mark.parametrize("routing", sorted(STRATEGIES.keys() - {"single"}))
+def test_a_mixture_whose_prompts_nobody_counted_has_its_routing_s_default(routing):
+    said = dict(paper.key_of({"name": "smop", "routing": routing}))
+    assert said["num_prompts"] == STRATEGIES[routing].default_num_prompts
+    assert (
+        dict(paper.key_of({"name": "smop", "routing": routing, "num_prompts": 3}))["num_prompts"]
+        == 3
+    )

@@ -31,6 +31,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "pfeiffer": {"bottleneck_size": 48},
 }
 """What a method's options are where a run does not say."""
+PROMPTS = {"posterior": 8}
+"""How many prompts a mixture has by default whose routing has others than `DEFAULTS`."""
 SHORT = {"num_prompts": "k", "num_virtual_tokens": "l", "rank": "r", "bottleneck_size": "d"}
 
 
@@ -55,7 +57,10 @@ class PaperFigure:
 def key_of(method: Mapping[str, Any]) -> Key:
     """What a run's method is."""
     said = {key: value for key, value in method.items() if value is not None}
-    whole = {**DEFAULTS.get(str(said["name"]), {}), **said}
+    defaults = dict(DEFAULTS.get(str(said["name"]), {}))
+    if said["name"] == "smop" and said.get("routing") in PROMPTS:
+        defaults["num_prompts"] = PROMPTS[said["routing"]]
+    whole = {**defaults, **said}
     if whole.get("routing") in ("linear", "single") and whole["name"] == "smop":
         linear = whole.pop("routing") == "linear"
         if not linear:
