@@ -18,7 +18,8 @@ from peft_smop.rows import RowAdapters
 from peft_smop.tuner.deciding import mean_embedding, row_state
 from peft_smop.tuner.mixture import soft_prompts
 from peft_smop.tuner.noise import fingerprints
-from peft_smop.tuner.splice import Layout, left_padding
+from peft_smop.tuner.scope import left_padding
+from peft_smop.tuner.splice import Layout
 
 FORWARD = "bare forward"
 STEP = "bare step"
