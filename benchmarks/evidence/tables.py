@@ -5,7 +5,7 @@
     python benchmarks/evidence/tables.py --write             # puts the tables into the page
 
 A record is one task on one backbone: every method's seeds with their scores, the certificate of
-each mixture, and the difference from the first method on the same examples.
+each mixture, and the difference from one prompt, or else the first method, on the same examples.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def collect(stores: Iterable[Path]) -> list[Path]:
     RECORDS.mkdir(exist_ok=True)
     written = []
     for (model, task), groups in by_task.items():
+        groups.sort(key=lambda group: dict(group.key)["name"] != "single")
         path = RECORDS / f"{task}-{model}.json"
         path.write_text(json.dumps(record(groups), indent=1) + "\n", encoding="utf-8")
         written.append(path)
