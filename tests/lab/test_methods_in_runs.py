@@ -188,7 +188,7 @@ def test_a_run_interrupted_in_its_test_is_resumed_without_another_step(
 def test_a_cost_that_does_not_fit_into_memory_costs_a_figure_and_not_the_run(
     small_medley, tmp_path, monkeypatch
 ):
-    def too_large(*args):
+    def too_large(*args, **kwargs):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(sys.modules["peft_smop.lab.ending"], "training_operations", too_large)

@@ -221,7 +221,8 @@ def test_only_where_a_prompt_is_chosen_there_is_a_load(saved_models, routing, co
 def test_the_alarm_of_dead_prompts_names_what_was_not_tried(saved_models, routing, revives, remedy):
     base = AutoModelForSeq2SeqLM.from_pretrained(saved_models["t5"])
     tokenizer = AutoTokenizer.from_pretrained(saved_models["t5"])
-    model = get_peft_model(base, SMoPConfig(task_type="SEQ_2_SEQ_LM", routing=routing)).eval()
+    config = SMoPConfig(task_type="SEQ_2_SEQ_LM", routing=routing, num_prompts=4)
+    model = get_peft_model(base, config).eval()
     formulation = formulate(TASK, base, tokenizer, task_type="SEQ_2_SEQ_LM", max_length=40)
     if routing != "hashed":
         with torch.no_grad():
