@@ -13,7 +13,7 @@ from peft_smop.arrival import METHODS
 from peft_smop.errors import SMoPError
 
 
-def extend_peft_types(name: str) -> None:
+def _extend_peft_types(name: str) -> None:
     """Add a method's name to PEFT's enumeration of methods, once.
 
     `register_peft_method` accepts only members of `PeftType`, and an enumeration cannot be
@@ -45,7 +45,17 @@ def extend_peft_types(name: str) -> None:
 
 
 def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
-    """Enter a method in PEFT's tables, and bring the others; a second call does nothing."""
+    """Enter a method in PEFT's tables, and bring the others; a second call does nothing.
+
+    Args:
+        name: the method's name in capitals, which its configurations name as `PeftType`.
+        config_cls: the class of its configurations.
+        model_cls: its tuner.
+
+    Raises:
+        SMoPError: this PEFT already has a method of that name which is not ours.
+    """
+    _extend_peft_types(name)
     if PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[name]) is None:
         register_peft_method(name=name.lower(), config_cls=config_cls, model_cls=model_cls)
     for package in METHODS:

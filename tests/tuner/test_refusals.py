@@ -11,7 +11,7 @@ from torch import nn
 
 from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError, SMoPError
-from peft_smop.registration import extend_peft_types, register
+from peft_smop.registration import register
 from peft_smop.tuner.model import SMoPModel
 from peft_smop.tuner.strategies import STRATEGIES
 from tiny import KINDS, THREE, adapted, batch
@@ -358,7 +358,6 @@ def test_an_input_that_is_too_long_with_the_prompt_says_so_as_the_backbone_does(
 
 def test_registration_is_idempotent_and_plain():
     before = list(PeftType)
-    extend_peft_types("SMOP")
     register("SMOP", SMoPConfig, SMoPModel)
     assert list(PeftType) == before
     assert PeftType("SMOP") is PeftType.SMOP
@@ -374,7 +373,7 @@ def test_a_method_of_that_name_in_peft_itself_is_never_replaced(monkeypatch):
 
     monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.SMOP, LoraConfig)
     with pytest.raises(SMoPError, match="brings a method named SMOP of its own"):
-        extend_peft_types("SMOP")
+        register("SMOP", SMoPConfig, SMoPModel)
 
 
 def test_a_peft_type_survives_pickling():
