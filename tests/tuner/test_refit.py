@@ -70,5 +70,8 @@ def test_what_has_no_router_and_no_rows_are_refused():
         fit_router(adapted(KINDS["t5"], routing="single"), [labelled("t5")])
     with pytest.raises(ConfigError, match="no rows to fit"):
         fit_router(adapted(KINDS["t5"]), [])
+    for strength in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="must be a number above 0"):
+            fit_router(adapted(KINDS["t5"]), [labelled("t5")], strength=strength)
     with pytest.raises(ConfigError, match="has a router of shape"):
         adapted(KINDS["t5"]).set_router(torch.zeros(2, 2))

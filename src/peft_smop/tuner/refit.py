@@ -87,7 +87,12 @@ class JudgedRows:
         """Find W that maximises strength · mean of Σ_j q_j log softmax(W x̄)_j - ½ ∥W s∥².
 
         s is the spread of the mean embeddings. Multinomial logistic regression without intercept.
+
+        Raises:
+            ConfigError: the strength is not above 0.
         """
+        if not 0 < strength < float("inf"):
+            raise ConfigError(f"strength={strength!r} must be a number above 0")
         from sklearn.linear_model import LogisticRegression
 
         known = self.posterior.isfinite().all(dim=1)
@@ -118,7 +123,8 @@ def fit_router(
         strength: what they count against the penalty on W.
 
     Raises:
-        ConfigError: there is no such adapter, or there are no rows, or a batch has no labels.
+        ConfigError: there is no such adapter, or there are no rows, a batch has no labels, or the
+            strength is not above 0.
     """
     judged = JudgedRows.of(model, batches)
     tuner = SMoPModel.of(model)
