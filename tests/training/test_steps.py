@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from peft_smop import SMoPConfig
-from peft_smop.scoring import cut, formulate
+from peft_smop.rows import cut
+from peft_smop.scoring import formulate
 from peft_smop.tasks import Example, Task
 from peft_smop.training import Rows, forward_backward
 from tiny import without_dropout
@@ -96,6 +97,7 @@ def test_rows_are_not_divided_without_need_and_then_where_it_saves_most():
         ("llama", {"routing": "posterior", "exact": True}),
         ("bert", {"routing": "hashed"}),
         ("llama", {"routing": "single"}),
+        ("llama", {"position": "after"}),
     ],
 )
 def test_a_step_in_parts_has_the_loss_and_gradients_of_the_whole_step(saved_models, kind, options):
@@ -120,6 +122,27 @@ def test_a_step_in_parts_has_the_loss_and_gradients_of_the_whole_step(saved_mode
     assert whole.keys() == divided.keys()
     for name, gradient in whole.items():
         assert_close(divided[name], gradient, **CLOSE)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_behind_texts_read_before_it_a_step_is_one_pass_whatever_their_lengths(saved_models, kept):
+    model, formulation, rows = mixed(saved_models, "llama", position="after")
+    model.base_model.keep_texts(kept)
+    passes = []
+    handle = model.smop_layer.hooks.backbone.module.register_forward_hook(
+        lambda module, args, kwargs, output: passes.append(
+            (torch.is_grad_enabled(), kwargs["inputs_embeds"].shape[:2].numel())
+        ),
+        with_kwargs=True,
+    )
+    forward_backward(model, formulation, [Rows(rows, "x")], max_padding=1.3)
+    handle.remove()
+    texts = [len(row["input_ids"]) for row in rows]
+    assert len(cut(texts, 1.3)) > 1
+    read = sum(places for with_gradient, places in passes if not with_gradient)
+    assert sum(texts) <= read <= 1.1 * sum(texts)
+    longest = max(len(row["answer"]) for row in rows)
+    assert [n for with_gradient, n in passes if with_gradient] == [len(rows) * (3 + longest)]
 
 
 @pytest.mark.parametrize("routing", ["linear", "posterior"])

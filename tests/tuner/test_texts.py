@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError
-from peft_smop.rows import IGNORED_LABEL
+from peft_smop.rows import IGNORED_LABEL, cut
 from peft_smop.tuner import reading
 from tiny import DECODERS, KINDS, adapted, answered, decided, without_dropout
 
@@ -71,11 +71,15 @@ def test_a_judged_step_reads_each_text_once():
     )
     _, _, computed = trained(model, made)
     b, n = made["input_ids"].shape
-    (texts, *judged), (trained_through,) = (
+    lengths = (made["attention_mask"] * (made["labels"] == IGNORED_LABEL)).sum(dim=1).tolist()
+    parts = cut(lengths, 1.1)
+    without, (trained_through,) = (
         [places for places, with_gradient in computed if with_gradient == which]
         for which in (False, True)
     )
-    assert texts < b * n
+    texts, judged = without[: len(parts)], without[len(parts) :]
+    assert len(parts) > 1
+    assert texts == [len(part) * max(lengths[row] for row in part) for part in parts]
     # 5 virtual tokens and the longest answer, for 3 prompts
     assert sum(judged) == 3 * trained_through
     assert trained_through < b * (5 + n)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from peft_smop.names import MAX_PADDING
-from peft_smop.scoring import cut
+from peft_smop.rows import cut
 from peft_smop.training import LengthSampler
 
 TOKENS_PER_WORD = 1.2

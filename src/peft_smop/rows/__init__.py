@@ -11,6 +11,7 @@ from peft_smop.rows.adapters import (
 from peft_smop.rows.answers import IGNORED_LABEL, answers_only, verdicts
 from peft_smop.rows.calls import Call, begin, calling, current, end
 from peft_smop.rows.heads import follow_rows
+from peft_smop.rows.lengths import cut
 from peft_smop.rows.tuner import RowTuner, rows_given
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "check_adapter_names",
     "check_new_name",
     "current",
+    "cut",
     "end",
     "follow_rows",
     "on_device",

@@ -12,7 +12,6 @@ from peft_smop.scoring.evaluation import (
 )
 from peft_smop.scoring.formulation import Features, Formulation, to_device, told
 from peft_smop.scoring.kinds import FORMULATIONS, formulate
-from peft_smop.scoring.lengths import cut
 from peft_smop.scoring.metrics import METRICS, Score, compute, majority_label, score
 from peft_smop.scoring.under_prompts import (
     UnderPrompts,
@@ -38,7 +37,6 @@ __all__ = [
     "certificate_of",
     "certify",
     "compute",
-    "cut",
     "evaluate",
     "formulate",
     "majority_label",

@@ -13,8 +13,8 @@ from torch import nn
 
 from peft_smop.errors import RunError
 from peft_smop.names import MAX_PADDING
+from peft_smop.rows import cut
 from peft_smop.scoring.formulation import Features, Formulation, LabelScores, told
-from peft_smop.scoring.lengths import cut
 from peft_smop.scoring.metrics import Score, score
 from peft_smop.tasks import Example
 from peft_smop.tuner import Routes, SMoPModel

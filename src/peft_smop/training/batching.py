@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from peft_smop.scoring import cut
+from peft_smop.rows import cut
 
 WINDOW = 50
 """Batches sorted together: enough to make padding rare, few enough to keep batches random."""

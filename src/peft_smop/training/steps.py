@@ -23,9 +23,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from peft_smop.errors import RunError
-from peft_smop.rows import on_device
-from peft_smop.scoring import Features, Formulation, cut, to_device, told
+from peft_smop.rows import cut, on_device
+from peft_smop.scoring import Features, Formulation, to_device, told
 from peft_smop.tuner import SMoPModel
+from peft_smop.tuner.reading import reads_apart
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def forward_backward(
     of_step = Counter(names)
     tokens = _tokens(formulation, runs, device)
     losses = torch.zeros(len(runs), device=device)
-    for members in _parts(tuner, rows, adapters, max_padding, most_rows or len(rows)):
+    lengths = _lengths(tuner, formulation, [features for _, features in rows], adapters)
+    for members in _parts(tuner, lengths, adapters, max_padding, most_rows or len(rows)):
         features, own = [rows[i][1] for i in members], [names[i] for i in members]
         batch = formulation.collate(features)
         more = {} if runs[0].adapter is None else {"adapter_names": own}
@@ -113,22 +115,35 @@ def _tokens(
     return tokens
 
 
+def _lengths(
+    tuner: SMoPModel | None,
+    formulation: Formulation,
+    features: Sequence[Features],
+    adapters: Sequence[str],
+) -> list[int]:
+    """How much a pass computes of each row: where texts are read before it, answers alone."""
+    layer = None if tuner is None else tuner.smop_layer
+    if layer is not None and reads_apart(layer, layer.hooks.backbone, adapters):
+        return [formulation.answer_length(f) for f in features]
+    return [len(f["input_ids"]) for f in features]
+
+
 def _parts(
     tuner: SMoPModel | None,
-    rows: Sequence[tuple[int, Features]],
+    lengths: Sequence[int],
     adapters: Sequence[str],
     max_padding: float,
     most_rows: int,
 ) -> list[list[int]]:
     """Which rows share a pass: all of them, where one row's part in the loss sees another row."""
     if tuner is not None and not tuner.smop_layer.rows_are_independent(adapters):
-        if most_rows < len(rows):
+        if most_rows < len(lengths):
             raise RunError(
-                f"the device's memory does not hold a batch of {len(rows)}, and rows of this method"
-                " see each other, so that it cannot be divided; lower --batch-size"
+                f"the device's memory does not hold a batch of {len(lengths)}, and rows of this"
+                " method see each other, so that it cannot be divided; lower --batch-size"
             )
-        return [list(range(len(rows)))]
-    parts = cut([len(features["input_ids"]) for _, features in rows], max_padding)
+        return [list(range(len(lengths)))]
+    parts = cut(lengths, max_padding)
     return [part[i : i + most_rows] for part in parts for i in range(0, len(part), most_rows)]
 
 

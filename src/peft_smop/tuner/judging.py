@@ -57,7 +57,7 @@ def posterior_of(
             " smoothing and losses computed outside take them away); pass labels to the model"
         )
     rows = _checked(layer, call, given, labels)
-    all_behind = layer.all_behind(rows)
+    all_behind = layer.all_behind(rows.names)
     call.texts = texts_of(layer, layer.hooks.backbone, given, labels, all_behind=all_behind)
     asked = routes_asked(layer, call, rows, labels.device)
     names = rows.name_of_each()

@@ -355,9 +355,9 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
         """The longest prompt in the batch; 0 when no row has one."""
         return max([self[name].length for name in rows.names]) if rows.names else 0
 
-    def all_behind(self, rows: RowAdapters) -> bool:
-        """Whether no prompt of the batch stands before its text."""
-        return all(self[name].position == "after" for name in rows.names)
+    def all_behind(self, names: Iterable[str]) -> bool:
+        """Whether no prompt of these adapters stands before its text."""
+        return all(self[name].position == "after" for name in names)
 
     def places(self, rows: RowAdapters, device: torch.device) -> Places:
         """How long every row's prompt is, and on which side of its text it stands."""
@@ -377,7 +377,7 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
             is_uneven=is_uneven,
             behind=tuple(n for n, is_it in zip(rows.names, behind, strict=True) if is_it),
             is_behind=by_row(behind, False) if any(behind) else None,
-            all_behind=self.all_behind(rows),
+            all_behind=self.all_behind(rows.names),
         )
 
     def rows_are_independent(self, names: Iterable[str]) -> bool:

@@ -172,7 +172,7 @@ def _read(
     if rows is None:
         return None
     part = _rows_of(batch, each, len(batch["labels"]))
-    all_behind = layer.all_behind(rows)
+    all_behind = layer.all_behind(rows.names)
     found = texts_of(layer, layer.hooks.backbone, part, part["labels"], all_behind=all_behind)
     return None if found is None else found.rows(where)
 

@@ -6,12 +6,13 @@
 
 What a text gives depends on no prompt that stands behind it. So it is read without gradient and
 without dropout, once for every prompt that its row is put under, and what is trained through are
-the positions of prompt and answer alone.
+the positions of prompt and answer alone. Texts of similar length are read together; what continues
+them is as long for a short text as for a long one, and shares a pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,15 +20,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from peft_smop.rows import calling
+from peft_smop.rows import calling, cut
 from peft_smop.tuner.backbone import Backbone, cache_of, parameter_names
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.layer import Places, SMoPLayer
 from peft_smop.tuner.scope import left_padding, text_ends
-from peft_smop.tuner.texts import Halves, KeptTexts, Texts, may_be_continued
+from peft_smop.tuner.texts import Halves, KeptTexts, Texts, joined, may_be_continued
 
 _LOOKED_INTO = ("output_hidden_states", "output_attentions", "output_router_logits", "use_cache")
 """What a caller may ask of a pass that the two halves of one do not give."""
+
+_MAX_PADDING = 1.1
+"""Most tokens that are read over tokens of text."""
 
 _RECOMPUTES = "gradient_checkpointing"
 """The mark of a module that computes its layers again on the way back; a cache would grow twice."""
@@ -83,11 +87,34 @@ def texts_of(
                 ]
                 cache, states = _kept(layer.kept, backbone, said, text)
             else:
-                cache, states = _read(backbone, text, seen, places)
-    if not may_be_continued(cache):
-        layer.reads_first = False
-        return None
+                read = [
+                    (rows, *_read(backbone, text[rows, -n:], seen[rows, -n:], places[rows, -n:]))
+                    for rows, n in _of_similar_length((edges - padding).tolist())
+                ]
+                if not all(may_be_continued(cache) for _, cache, _ in read):
+                    layer.reads_first = False
+                    return None
+                cache, states = joined(read, length)
     return Texts(cache, states, seen, edges - padding, edges)
+
+
+def reads_apart(layer: SMoPLayer, backbone: Backbone, names: Iterable[str]) -> bool:
+    """Whether a labelled training pass reads its texts before it.
+
+    Then what is computed of a row is as long whatever its text is, as far as is known.
+
+    Args:
+        layer: the adapters.
+        backbone: which reads.
+        names: of the adapters whose rows share the pass.
+    """
+    return layer.training and layer.all_behind(names) and _may_be_halved(layer, backbone, {})
+
+
+def _of_similar_length(lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+    """Rows that are read together, and how long the longest of them is; nothing is not read."""
+    for rows in cut(lengths, _MAX_PADDING):
+        yield rows, max(1, *(lengths[row] for row in rows))
 
 
 def _read(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 from peft_smop.errors import ConfigError
@@ -69,6 +69,35 @@ class Halves:
         kept = {k: v for k, v in output.items() if k not in ("past_key_values", "cache")}
         kept["last_hidden_state"] = self.drop(kept["last_hidden_state"])
         return tuple(kept.values()) if as_tuple else type(output)(**kept)
+
+
+def joined(
+    parts: Sequence[tuple[Sequence[int], Any, Float[Tensor, "_ _ e"]]], length: int
+) -> tuple[Any, Float[Tensor, "b t e"]]:
+    """One cache, and the last states, of texts that were read in parts.
+
+    Args:
+        parts: of each the places of its rows, its cache and its states; each text ends in the last
+            slot.
+        length: t, of the longest.
+    """
+    if len(parts) == 1:
+        return parts[0][1:]
+    order = torch.tensor([row for rows, _, _ in parts for row in rows]).argsort()
+
+    def together(tensors: Sequence[Float[Tensor, "_ *h _ d"]]) -> Float[Tensor, "b *h w d"]:
+        most = max(tensor.shape[-2] for tensor in tensors)  # less than t where a window slides
+        even = [nn.functional.pad(t, (0, 0, most - t.shape[-2], 0)) for t in tensors]
+        return torch.cat(even)[order.to(even[0].device)]
+
+    cache = copy.copy(parts[0][1])
+    cache.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer, *own in zip(cache.layers, *(part.layers for _, part, _ in parts), strict=True):
+        layer.keys = together([one.keys for one in own])
+        layer.values = together([one.values for one in own])
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length = length
+    return cache, together([states for _, _, states in parts])
 
 
 @dataclass(frozen=True)
