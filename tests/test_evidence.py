@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from peft_smop.errors import RunError
 from peft_smop.tasks import load_task
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "evidence"
@@ -94,24 +95,96 @@ def test_a_pile_is_a_task_as_it_is_written(piles, sources, tmp_path):
 
 
 def test_the_page_s_tables_are_those_of_the_records(tables):
-    told = {
-        path.stem: tables.table(json.loads(path.read_text()))
-        for path in tables.RECORDS.glob("*.json")
-    }
+    told = {path.stem: tables.table(tables.read(path)) for path in tables.RECORDS.glob("*.json")}
     assert told
     page = tables.PAGE.read_text(encoding="utf-8")
     assert tables.written_into(page, told) == page
 
 
-def test_a_table_s_row_has_mean_spread_and_difference_from_the_first(tables):
-    method = {
-        "name": "smop",
-        "test": [50.0, 54.0],
-        "difference": {"points": 1.25, "low": -0.5, "high": 3.0, "p": 0.2},
-        "routing": [{"worth": {"value": 2.0, "low": 1.0, "high": 3.0}}, None],
-        "load": [[0.25, 0.75], [1.0]],
+def test_a_record_is_written_a_line_for_each_run_and_read_again(tables):
+    for path in tables.RECORDS.glob("*.json"):
+        record = tables.read(path)
+        assert tables.written(record) == path.read_text(encoding="utf-8")
+        assert len(path.read_text().splitlines()) == len(record["runs"]) + 3
+
+
+def told_run(seed, predicted, **more):
+    """A run of two labels, and four examples that are 0 0 1 1."""
+    right = sum(a == b for a, b in zip(predicted or (), (0, 0, 1, 1), strict=False))
+    return {
+        "name": "single l=5",
+        "recipe": "default",
+        "options": {},
+        "steps": 1000,
+        "rate": 0.02,
+        "seed": seed,
+        "validation": 50.0,
+        "test": 25.0 * right,
+        "seconds": 1800.0,
         "trainable": 1234,
+        "load": [1.0],
+        "routing": None,
+        "predicted": predicted,
+        **more,
     }
-    assert tables.table({"methods": [method]}).splitlines()[-1] == (
-        "| smop | 52.0 ± 2.8 | 50.0, 54.0 | +1.2 (-0.5 to +3.0) | +1.0 to +3.0 | 75 25 | 1,234 |"
+
+
+def recorded(*runs):
+    return {"metric": "accuracy", "labels": 2, "truth": [0, 0, 1, 1], "runs": list(runs)}
+
+
+def test_a_table_holds_methods_against_one_prompt_by_shared_seeds_and_the_best_rate(tables):
+    mixture = {
+        "name": "smop k=2",
+        "load": [0.25, 0.75],
+        "routing": {"worth": {"low": 1.0, "high": 3.0}},
+    }
+    record = recorded(
+        told_run(0, [0, 1, 0, 0], **mixture, rate=0.5, validation=90.0),
+        told_run(0, [0, 0, 0, 0], **mixture, validation=10.0),
+        told_run(0, [1, 1, 0, 0]),
+        told_run(1, [0, 0, 1, 1]),
     )
+    *_, first, second = tables.table(record).splitlines()
+    assert first == "| single l=5 | 0.02, 1 | 1,000 | 50.0 ± 70.7 | 0.0, 100.0 |  |  |  | 1,234 |"
+    # 0.0 of the first's seed 0, and 25.0 of the better rate; of seed 1 the second has no run
+    assert second.startswith("| smop k=2 | 0.5, 2 | 1,000 | 25.0 | 25.0 | +25.0 (")
+    assert second.endswith("| +1.0 to +3.0 | 75 25 | 1,234 |")
+    assert tables.hours(record) == 2.0
+
+
+def test_another_recipe_or_option_is_a_row_of_its_own_and_no_difference_is_made_up(tables):
+    record = recorded(
+        told_run(0, [0, 0, 1, 1], recipe="paper", rate=0.3),
+        told_run(0, [0, 0, 1, 1], options={"dropout": False}),
+        told_run(3, None),
+    )
+    rows = tables.table(record).splitlines()[2:]
+    names = [row.split(" | ")[0] for row in rows]
+    assert names == [
+        "| single l=5",
+        "| single l=5 dropout=False",
+        "| single l=5, recipe paper",
+    ]
+    assert all(row.split(" | ")[5].strip() == "" for row in rows)
+
+
+def test_finished_runs_join_the_record_of_their_task(tables, tmp_path, monkeypatch):
+    records = tmp_path / "records"
+    monkeypatch.setitem(tables.collect.__globals__, "RECORDS", records)
+    run, head = (
+        told_run(0, [0, 0, 1, 1]),
+        {"task": "toy", "model": "tiny", "truth": [0, 0, 1, 1]},
+    )
+    (tmp_path / "store" / "one").mkdir(parents=True)
+    (tmp_path / "store" / "one" / "result.json").touch()
+    for seed, test in ((0, 50.0), (1, 75.0), (0, 100.0)):
+        now = {**run, "seed": seed, "test": test}
+        monkeypatch.setitem(tables.collect.__globals__, "run_of", lambda _, now=now: (now, head))
+        (path,) = tables.collect([tmp_path / "store"])
+    runs = tables.read(path)["runs"]
+    assert [(run["seed"], run["test"]) for run in runs] == [(0, 100.0), (1, 75.0)]
+    other = {**head, "truth": [1, 0, 1, 1]}
+    monkeypatch.setitem(tables.collect.__globals__, "run_of", lambda _: (run, other))
+    with pytest.raises(RunError, match="other examples"):
+        tables.collect([tmp_path / "store"])

@@ -1,11 +1,13 @@
 """What finished runs came to, as records, and the tables of `docs/results.md`, from records alone.
 
-    python benchmarks/evidence/tables.py --of runs/encoder   # checks the runs, writes records
+    python benchmarks/evidence/tables.py --of runs/encoder   # checks the runs, adds them to records
     python benchmarks/evidence/tables.py                     # prints every record's table
     python benchmarks/evidence/tables.py --write             # puts the tables into the page
 
-A record is one task on one backbone: every method's seeds with their scores, the certificate of
-each mixture, and the difference from one prompt, or else the first method, on the same examples.
+A record is one task on one backbone: a line for each run, with what it answered to every test
+example, so that runs of later sittings join those of earlier ones, and methods are held against
+each other on the same examples and seeds. A table has of every method the learning rate that was
+best by validation.
 """
 
 from __future__ import annotations
@@ -13,126 +15,207 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from peft_smop.report import Row, compare
-from peft_smop.report.gathering import Group, gather
+from peft_smop.errors import RunError
+from peft_smop.plain_yaml import read_yaml
+from peft_smop.report import Difference, outcomes_of, paired_bootstrap
+from peft_smop.report.paper import key_of, label_of
+from peft_smop.results import RunDirectory, read_text
+from peft_smop.training import TrainingOptions
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
 PAGE = HERE.parents[1] / "docs" / "results.md"
 HEAD = (
-    "| method | test accuracy | seeds | difference, 95 % | worth of routing | load | trained |\n"
-    "| --- | --- | --- | --- | --- | --- | --- |"
+    "| method | rate, of | steps | test accuracy | seeds | difference, 95 % | worth of routing |"
+    " load | trained |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
+TOLD_APART = ("name", "recipe", "options", "steps")
+"""By which a record's runs are put together, with all rates that were tried."""
+REFERENCE = "single l=5"
+NOT_NAMED = {"max_steps", "eval_steps", "batch_size", "recipe", "learning_rate", "keep_texts"}
+"""Training options that have a column, or change no result."""
+
+Run = dict[str, Any]
+Record = dict[str, Any]
 
 
-def record(groups: Sequence[Group]) -> dict[str, Any]:
-    """Everything that a table of these methods says, and the conditions.
-
-    Args:
-        groups: of one task and one backbone; the first is what the others are held against.
-    """
-    first = groups[0].runs[0].result
-    methods = []
-    for group in groups:
-        seeds = [run.result.seed for run in group.runs]
-        row = _beside(groups[0], group) if group is not groups[0] else None
-        methods.append(
-            {
-                "name": group.label,
-                "seeds": seeds,
-                "test": [round(score, 3) for score in group.scores],
-                "validation": [round(run.result.validation.score, 3) for run in group.runs],
-                "learning_rate": group.runs[0].result.training.learning_rate,
-                "recipe": group.runs[0].result.training.recipe,
-                "steps": [run.result.training.steps for run in group.runs],
-                "best_step": [run.result.training.best_step for run in group.runs],
-                "trainable": group.runs[0].result.parameters.trainable,
-                "load": [run.result.test.load for run in group.runs],
-                "routing": [
-                    None if run.result.routing is None else run.result.routing.model_dump()
-                    for run in group.runs
-                ],
-                "difference": None if row is None else asdict(row)["difference"],
-            }
-        )
-    return {
-        "task": Path(groups[0].task).stem,
-        "model": Path(groups[0].model).name,
-        "examples": first.test.examples,
-        "majority": first.test.majority,
-        "split": first.split,
-        "environment": first.environment,
-        "methods": methods,
+def run_of(path: Path) -> tuple[Run, Record]:
+    """A finished run, every file of which is as it was written, and the record it belongs to."""
+    directory = RunDirectory(path)
+    result = directory.read_result()
+    training = read_yaml(read_text(directory.spec, "a run's specification"))["training"]
+    usual = TrainingOptions().model_dump()
+    outcomes = {example: pair for (_, example), pair in sorted(outcomes_of([path]).items())}
+    run = {
+        "name": label_of(key_of(result.method)),
+        "recipe": result.training.recipe,
+        "options": {
+            name: value
+            for name, value in training.items()
+            if name not in NOT_NAMED and value != usual[name]
+        },
+        "rate": result.training.learning_rate,
+        "steps": training.get("max_steps") or result.training.steps,
+        "seed": result.seed,
+        "best_step": result.training.best_step,
+        "seconds": result.training.seconds,
+        "validation": round(result.validation.score, 3),
+        "test": round(result.test.value, 3),
+        "trainable": result.parameters.trainable,
+        "load": [round(share, 4) for share in result.test.load],
+        "routing": None if result.routing is None else result.routing.model_dump(),
+        "environment": result.environment,
+        "predicted": [predicted for _, predicted in outcomes.values()],
     }
-
-
-def _beside(first: Group, other: Group) -> Row:
-    """The other's row, held against the first by the seeds that both have."""
-    seeds = [{run.result.seed for run in group.runs} for group in (first, other)]
-    shared = seeds[0] & seeds[1]
-    paths = [
-        [run.path for run in group.runs if run.result.seed in shared] for group in (first, other)
-    ]
-    return compare(dict(zip(("first", "other"), paths, strict=True)))[-1]
+    record = {
+        "task": Path(result.task).stem,
+        "model": Path(result.model).name,
+        "metric": result.test.metric,
+        "labels": len(directory.read_task()["labels"]),
+        "majority": round(result.test.majority, 3),
+        "truth": [truth for truth, _ in outcomes.values()],
+    }
+    return run, record
 
 
 def collect(stores: Iterable[Path]) -> list[Path]:
-    """Write a record for each task and backbone of finished runs, every file of which is checked.
+    """Add the finished runs of stores to the records.
 
     Returns:
         The records.
+
+    Raises:
+        RunError: a run was not tested on the examples of its record.
     """
-    by_task: dict[tuple[str, str], list[Group]] = {}
-    for group in gather(stores):
-        by_task.setdefault((Path(group.model).name, Path(group.task).stem), []).append(group)
+    changed: dict[Path, Record] = {}
+    for path in (found.parent for store in stores for found in sorted(store.rglob("result.json"))):
+        run, record = run_of(path)
+        place = RECORDS / f"{record['task']}-{record['model']}.json"
+        if place not in changed:
+            changed[place] = read(place) if place.is_file() else {**record, "runs": []}
+        known = changed[place]
+        if any(known[key] != record[key] for key in record):
+            raise RunError(f"{path} was tested on other examples than the runs of {place}")
+        same = _identity(run)
+        known["runs"] = [other for other in known["runs"] if _identity(other) != same] + [run]
     RECORDS.mkdir(exist_ok=True)
-    written = []
-    for (model, task), groups in by_task.items():
-        groups.sort(key=lambda group: dict(group.key)["name"] != "single")
-        path = RECORDS / f"{task}-{model}.json"
-        path.write_text(json.dumps(record(groups), indent=1) + "\n", encoding="utf-8")
-        written.append(path)
-    return written
+    for place, record in changed.items():
+        place.write_text(written(record), encoding="utf-8")
+    return list(changed)
 
 
-def table(told: dict[str, Any]) -> str:
-    """A record in Markdown."""
-    return "\n".join([HEAD, *(_row(method) for method in told["methods"])])
+def _identity(run: Run) -> str:
+    return json.dumps([run[key] for key in (*TOLD_APART, "rate", "seed")], sort_keys=True)
 
 
-def _row(method: dict[str, Any]) -> str:
-    test = method["test"]
+def read(path: Path) -> Record:
+    """A record."""
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def written(record: Record) -> str:
+    """A record as text, a line for each run."""
+    head = {key: value for key, value in record.items() if key != "runs"}
+    lines = ",\n".join(json.dumps(run) for run in sorted(record["runs"], key=_identity))
+    return json.dumps(head)[:-1] + ',\n"runs": [\n' + lines + "\n]}\n"
+
+
+def table(record: Record) -> str:
+    """A record in Markdown: one prompt of five tokens first, then by name."""
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(record["runs"], key=_order):
+        groups.setdefault(json.dumps([run[key] for key in TOLD_APART]), []).append(run)
+    best = [_best_rate(runs) for runs in groups.values()]
+    first = best[0][0]
+    rows = [
+        _row(runs, rates, None if runs is first else difference(record, first, runs))
+        for runs, rates in best
+    ]
+    return "\n".join([HEAD, *rows])
+
+
+def _order(run: Run) -> tuple[bool, str, bool, str]:
+    unlike = run["recipe"] != "default" or bool(run["options"])
+    return not run["name"].startswith(REFERENCE), run["name"], unlike, json.dumps(run["options"])
+
+
+def _best_rate(runs: Sequence[Run]) -> tuple[list[Run], int]:
+    """The runs, by seed, of the rate that is best by validation; how many rates were tried.
+
+    Rates are compared by the seeds that all of them have; what one has besides goes with it.
+    """
+    by_rate: dict[float, dict[int, Run]] = {}
+    for run in runs:
+        by_rate.setdefault(run["rate"], {})[run["seed"]] = run
+    shared = set.intersection(*(set(of_rate) for of_rate in by_rate.values()))
+
+    def validation(rate: float) -> float:
+        return mean(by_rate[rate][seed]["validation"] for seed in shared)
+
+    best = max(by_rate, key=validation) if shared else max(by_rate, key=lambda r: len(by_rate[r]))
+    return [by_rate[best][seed] for seed in sorted(by_rate[best])], len(by_rate)
+
+
+def difference(record: Record, first: Sequence[Run], other: Sequence[Run]) -> Difference | None:
+    """The other's points over the first's, by the seeds and examples that both have."""
+    told = [
+        {run["seed"]: run["predicted"] for run in runs if run["predicted"] is not None}
+        for runs in (first, other)
+    ]
+    shared = sorted(set(told[0]) & set(told[1]))
+    if not shared:
+        return None
+    one, two = (
+        {
+            (seed, str(i)): (truth, of_seed[seed][i])
+            for seed in shared
+            for i, truth in enumerate(record["truth"])
+        }
+        for of_seed in told
+    )
+    return paired_bootstrap(one, two, metric=record["metric"], labels=record["labels"])
+
+
+def hours(record: Record) -> float:
+    """Of training, over the runs of which it is known."""
+    return sum(run["seconds"] or 0 for run in record["runs"]) / 3600
+
+
+def _row(runs: Sequence[Run], rates: int, apart: Difference | None) -> str:
+    first = runs[0]
+    test = [run["test"] for run in runs]
+    options = "".join(f" {name}={value}" for name, value in first["options"].items())
+    recipe = "" if first["recipe"] == "default" else f", recipe {first['recipe']}"
     spread = f" ± {stdev(test):.1f}" if len(test) > 1 else ""
-    each = ", ".join(f"{score:.1f}" for score in test)
-    difference = method["difference"]
-    apart = (
-        ""
-        if difference is None
-        else f"{difference['points']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
-    )
-    worth = ", ".join(
-        f"{one['worth']['low']:+.1f} to {one['worth']['high']:+.1f}"
-        for one in method["routing"]
-        if one is not None
-    )
-    load = "; ".join(
-        " ".join(f"{100 * share:.0f}" for share in sorted(one, reverse=True))
-        for one in method["load"]
-        if len(one) > 1
-    )
-    return (
-        f"| {method['name']} | {mean(test):.1f}{spread} | {each} | {apart} | {worth} | {load} |"
-        f" {method['trainable']:,} |"
-    )
+    cells = [
+        f"{first['name']}{options}{recipe}",
+        f"{first['rate']:g}, {rates}",
+        f"{first['steps']:,}",
+        f"{mean(test):.1f}{spread}",
+        ", ".join(f"{score:.1f}" for score in test),
+        "" if apart is None else f"{apart.points:+.1f} ({apart.low:+.1f} to {apart.high:+.1f})",
+        ", ".join(_worth(run["routing"]) for run in runs if run["routing"] is not None),
+        "; ".join(_load(run["load"]) for run in runs if len(run["load"]) > 1),
+        f"{first['trainable']:,}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
-def written_into(page: str, tables: dict[str, str]) -> str:
+def _worth(routing: Mapping[str, Any]) -> str:
+    return f"{routing['worth']['low']:+.1f} to {routing['worth']['high']:+.1f}"
+
+
+def _load(shares: Sequence[float]) -> str:
+    return " ".join(f"{100 * share:.0f}" for share in sorted(shares, reverse=True))
+
+
+def written_into(page: str, tables: Mapping[str, str]) -> str:
     """A page whose marked tables are those of the records.
 
     Raises:
@@ -157,17 +240,15 @@ def main() -> None:
     given = parser.parse_args()
     for path in collect(given.of) if given.of else ():
         print(path)
-    told = {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(RECORDS.glob("*.json"))
-    }
-    tables = {name: table(one) for name, one in told.items()}
+    records = {path.stem: read(path) for path in sorted(RECORDS.glob("*.json"))}
+    tables = {name: table(record) for name, record in records.items()}
     if given.write:
         page = PAGE.read_text(encoding="utf-8")
         PAGE.write_text(written_into(page, tables), encoding="utf-8")
     elif not given.of:
-        for name, text in tables.items():
-            print(f"{name}\n\n{text}\n")
+        for name, record in records.items():
+            print(f"{name}: {len(record['runs'])} runs, {hours(record):.1f} hours\n")
+            print(f"{tables[name]}\n")
 
 
 if __name__ == "__main__":

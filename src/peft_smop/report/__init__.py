@@ -1,6 +1,6 @@
 """Tables and figures from finished runs; reads files only."""
 
-from peft_smop.report.comparison import Row, compare, draw
+from peft_smop.report.comparison import Row, compare, draw, outcomes_of
 from peft_smop.report.costs import CostRatios, cost_ratios
 from peft_smop.report.routes import WHO, draw_routes
 from peft_smop.report.significance import Difference, holm, paired_bootstrap
@@ -15,5 +15,6 @@ __all__ = [
     "draw",
     "draw_routes",
     "holm",
+    "outcomes_of",
     "paired_bootstrap",
 ]

@@ -85,7 +85,7 @@ def compare(groups: Mapping[str, Sequence[Path]]) -> list[Row]:
     rows = [_row(name, paths) for name, paths in groups.items()]
     if len(rows) < 2:
         return rows
-    outcomes = [_outcomes(paths) for paths in groups.values()]
+    outcomes = [outcomes_of(paths) for paths in groups.values()]
     for row, other in zip(rows[1:], outcomes[1:], strict=True):
         if _truth(other) != _truth(outcomes[0]):
             raise RunError(
@@ -162,8 +162,12 @@ def labels_of(run: RunDirectory) -> list[str]:
     return labels
 
 
-def _outcomes(paths: Sequence[Path]) -> dict[tuple[int, str], tuple[int, int]]:
-    """Every test example of every seed: its label and what was predicted."""
+def outcomes_of(paths: Sequence[Path]) -> dict[tuple[int, str], tuple[int, int]]:
+    """Every test example of every seed: its label and what was predicted.
+
+    Raises:
+        CheckpointError: predictions cannot be read.
+    """
     found = {}
     for path in paths:
         run = RunDirectory(path)
