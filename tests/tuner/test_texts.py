@@ -10,7 +10,7 @@ from peft_smop import SMoPConfig
 from peft_smop.errors import ConfigError
 from peft_smop.rows import IGNORED_LABEL, cut
 from peft_smop.tuner import reading
-from tiny import DECODERS, KINDS, adapted, answered, decided, without_dropout
+from tiny import DECODERS, KINDS, adapted, answered, batch, decided, without_dropout
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-6}
 METHODS = {
@@ -209,6 +209,76 @@ def test_kept_texts_give_the_same_and_are_not_read_again(name):
     assert len(copy.deepcopy(model).smop_layer.kept) == 0
     model.base_model.keep_texts(0)
     assert model.smop_layer.kept is None
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if name != "gemma3"])
+def test_over_kept_texts_a_pass_without_gradient_computes_its_prompts_alone(name):
+    model = adapted(KINDS[name], num_prompts=3, position="after").eval()
+    made = batch(KINDS[name], rows=5, tokens=9)
+    lengths = [9, 7, 8, 3, 9]
+    for i, length in enumerate(lengths):  # as an evaluation pads them
+        made["input_ids"][i, : 9 - length] = 0
+        made["attention_mask"][i] = (torch.arange(9) >= 9 - length).long()
+    positions = (made["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    answer = made["input_ids"][:, -2:].flip(1)
+
+    def asked(**more):
+        with torch.no_grad():
+            first = model(**made, **more, use_cache=True)
+            then = model(
+                input_ids=answer,
+                attention_mask=torch.cat([made["attention_mask"], torch.ones(5, 2).long()], dim=1),
+                past_key_values=first.past_key_values,
+                use_cache=True,
+            )
+        return first.logits[:, -1], then.logits
+
+    expected = asked()
+    model.base_model.keep_texts(1)
+    computed = []
+    handle = model.smop_layer.hooks.backbone.module.register_forward_hook(
+        lambda module, args, kwargs, output: computed.append(
+            next(
+                kwargs[k].shape[:2]
+                for k in ("inputs_embeds", "input_ids")
+                if kwargs.get(k) is not None
+            )
+        ),
+        with_kwargs=True,
+    )
+    for more in ({}, {"position_ids": positions}):
+        computed.clear()
+        found = asked(**more)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, rtol=1e-3, atol=1e-5)
+    handle.remove()
+    assert computed == [(5, 5), (5, 2)]  # prompts, and then answers
+    assert len(model.smop_layer.kept) == len(lengths)
+    without = model(**made, use_cache=False)
+    assert without.past_key_values is None
+
+
+def test_over_kept_texts_what_is_unlike_them_is_one_pass(monkeypatch):
+    model = adapted(KINDS["llama"], num_prompts=3, position="after").eval()
+    model.base_model.keep_texts(1)
+    made = batch(KINDS["llama"], rows=3, tokens=6)
+    ones = torch.ones(3, 6).long()
+    holes, behind = ones.clone(), ones.clone()
+    holes[0, 2], behind[1, 4:] = 0, 0
+    others = {
+        "holes": {"attention_mask": holes},
+        "padding behind": {"attention_mask": behind},
+        "other positions": {"position_ids": torch.arange(6).expand(3, -1) + 2},
+        "states of all layers": {"output_hidden_states": True},
+    }
+    for what, more in others.items():
+        with torch.no_grad():
+            kept = model(**{**made, "attention_mask": ones, **more}).logits
+            with monkeypatch.context() as patched:
+                patched.setattr(model.smop_layer, "kept", None)
+                expected = model(**{**made, "attention_mask": ones, **more}).logits
+        assert torch.equal(kept, expected), what
+    assert len(model.smop_layer.kept) == 0
 
 
 def texts_alone(made):

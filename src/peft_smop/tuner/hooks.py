@@ -192,6 +192,8 @@ class PromptHooks:
         if output is None or layout is None:
             return output
         if isinstance(layout, Halves):
+            if layout.whole is not None and call.rows is not None:
+                admission.fill(cache_of(output), call.rows, layout.whole)
             return layout.handed_out(output, as_tuple=call.as_tuple)
         if not self._drops:
             if hasattr(output, "get") and call.rows is not None:

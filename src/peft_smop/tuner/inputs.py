@@ -17,7 +17,7 @@ from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.deciding import decided, finite
 from peft_smop.tuner.layer import Places, SMoPLayer
-from peft_smop.tuner.reading import in_halves
+from peft_smop.tuner.reading import behind_kept, in_halves
 from peft_smop.tuner.scope import left_padding, text_ends
 from peft_smop.tuner.splice import Layout
 
@@ -125,6 +125,11 @@ def spliced(
         return {**given, **own}
     edges = _edges(places, call, x, mask, labels, in_training=layer.training)
     layout = call.layout = layout_of(places, backbone, mask, x.shape[1], edges)
+    if labels is None and not call.decides_once:
+        halves = behind_kept(layer, backbone, given, places, prompts, x, layout)
+        if halves is not None:
+            own, call.layout = halves
+            return {**given, **own}
     needs_mask = mask is not None or places.is_uneven
     given["input_ids"], given["inputs_embeds"] = None, layout.embeddings(prompts.to(x.dtype), x)
     if needs_mask:

@@ -7,7 +7,8 @@
 What a text gives depends on no prompt that stands behind it. So it is read without gradient and
 without dropout, once for every prompt that its row is put under, and what is trained through are
 the positions of prompt and answer alone. Texts of similar length are read together; what continues
-them is as long for a short text as for a long one, and shares a pass.
+them is as long for a short text as for a long one, and shares a pass. Where texts are kept, a pass
+that asks what follows them computes its prompts alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from peft_smop.tuner.backbone import Backbone, cache_of, parameter_names
 from peft_smop.tuner.call import PromptCall
 from peft_smop.tuner.layer import Places, SMoPLayer
 from peft_smop.tuner.scope import left_padding, text_ends
+from peft_smop.tuner.splice import Layout
 from peft_smop.tuner.texts import Halves, KeptTexts, Texts, joined, may_be_continued
 
 _LOOKED_INTO = ("output_hidden_states", "output_attentions", "output_router_logits", "use_cache")
@@ -214,6 +216,74 @@ def in_halves(
     return _continuing(backbone, places, texts.rows(None), prompts, x, mask)
 
 
+def behind_kept(
+    layer: SMoPLayer,
+    backbone: Backbone,
+    given: Mapping[str, Any],
+    places: Places,
+    prompts: Float[Tensor, "b l e"],
+    x: Float[Tensor, "b n e"],
+    layout: Layout,
+) -> tuple[dict[str, Any], Halves] | None:
+    """A pass over texts alone as its prompts behind them, where texts are kept.
+
+    Its cache holds what that of one pass does, so that answers may follow.
+
+    Args:
+        layer: the adapters.
+        backbone: which is about to be called.
+        given: its arguments by name.
+        places: of the rows' prompts.
+        prompts: every row's.
+        x: the tokens' embeddings.
+        layout: of the one pass.
+
+    Returns:
+        As of `in_halves`; None where one pass does all.
+    """
+    ids, mask, positions = (given.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
+    rest = {k: v for k, v in given.items() if k not in ("position_ids", "use_cache")}
+    if (
+        layer.kept is None
+        or torch.is_grad_enabled()
+        or ids is None
+        or not places.all_behind
+        or places.is_uneven
+        or not _may_be_halved(layer, backbone, rest)
+    ):
+        return None
+    b, n = ids.shape
+    mask = ids.new_ones(b, n) if mask is None else mask
+    padding = left_padding(mask)
+    columns = torch.arange(n, device=ids.device)[None, :]
+    own = (columns - padding[:, None]).clamp(min=0) + backbone.first_position
+    is_plain = ((mask != 0) == (columns >= padding[:, None])).all() & (padding < n).all()
+    if positions is not None:
+        is_plain = is_plain & ((positions == own) | (mask == 0)).all()
+    if not bool(is_plain):
+        return None
+    said = [row[begin:].tolist() for row, begin in zip(ids, padding.tolist(), strict=True)]
+    with calling(PromptCall(layer, reads=True)), evaluating(backbone.module):
+        cache, states = _kept(layer.kept, backbone, said, x)
+    width = places.width
+    continued = {
+        "input_ids": None,
+        "inputs_embeds": prompts.to(x.dtype),
+        "attention_mask": torch.cat([mask, mask.new_ones(b, width)], dim=1),
+        "position_ids": own[:, -1:] + torch.arange(1, width + 1, device=ids.device),
+        "use_cache": True,
+        _cache_name(backbone): cache,
+    }
+    read = columns.expand(b, -1).clone()
+    read[:, -1] += width
+    asked_for = given.get("use_cache") is not False
+    return continued, Halves(states, read, whole=layout if asked_for else None)
+
+
+def _cache_name(backbone: Backbone) -> str:
+    return "cache" if "cache" in parameter_names(backbone.module) else "past_key_values"
+
+
 def _continuing(
     backbone: Backbone,
     places: Places,
@@ -251,14 +321,13 @@ def _continuing(
     tokens = torch.arange(n, device=x.device)[None, :]
     behind = tokens >= edges - 1
     read = torch.where(behind, tokens - edges + t + lengths, tokens - edges + t)
-    name = "cache" if "cache" in parameter_names(backbone.module) else "past_key_values"
     given = {
         "input_ids": None,
         "inputs_embeds": joined.gather(1, source[:, :, None].expand(-1, -1, x.shape[-1])),
         "attention_mask": torch.cat([texts.mask, own.to(texts.mask.dtype)], dim=1),
         "position_ids": texts.lengths[:, None] + slots + backbone.first_position,
         "use_cache": True,
-        name: texts.cache,
+        _cache_name(backbone): texts.cache,
     }
     last = t + slots.shape[1] - 1
     return given, Halves(texts.states, read.clamp(min=0, max=last))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 from peft_smop.errors import ConfigError
+from peft_smop.tuner.splice import Layout
 
 
 def may_be_continued(cache: Any) -> bool:
@@ -58,6 +59,8 @@ class Halves:
     source: Int[Tensor, "b n"]
     """For every token its place in [text (t), prompt and answer]; the prompt's last for the text's
     last, whose verdict it gives."""
+    whole: Layout | None = None
+    """Of the one pass whose cache is handed out; None: the cache is of two passes, and is not."""
 
     def drop(self, states: Float[Tensor, "b s e"]) -> Float[Tensor, "b n e"]:
         """The states of the tokens alone."""
@@ -65,8 +68,9 @@ class Halves:
         return joined.gather(1, self.source[:, :, None].expand(-1, -1, joined.shape[-1]))
 
     def handed_out(self, output: Any, *, as_tuple: bool) -> Any:
-        """The backbone's output with those; without the cache, which no caller's mask fits."""
-        kept = {k: v for k, v in output.items() if k not in ("past_key_values", "cache")}
+        """The backbone's output with those; without a cache that no caller's mask fits."""
+        left_out = () if self.whole is not None else ("past_key_values", "cache")
+        kept = {k: v for k, v in output.items() if k not in left_out}
         kept["last_hidden_state"] = self.drop(kept["last_hidden_state"])
         return tuple(kept.values()) if as_tuple else type(output)(**kept)
 
