@@ -11,6 +11,12 @@ WEIGHT_RATES = (1e-4, 5e-5, 1e-5)
 PROMPT_SPREADS = ("0.4x", "0.1x", "1.5x")
 """Learning rates for prompts in spreads of the backbone's embeddings, searched in this order: what
 is far for one backbone's embeddings is nothing for another's (`docs/runs.md`)."""
+NETWORK_RATES = (1e-2, 3e-3, 3e-2)
+"""Learning rates for a network that prompts come from, searched in this order."""
+ADDED_RATES = (1e-3, 3e-3, 3e-4)
+"""Learning rates for weights that are added to a backbone's, searched in this order."""
+WHOLE_RATES = (1e-4, 3e-4, 1e-3)
+"""Learning rates for all weights of a backbone, searched in this order."""
 RECIPES = ("default", "paper")
 """By which a method is trained where nothing else is said: rates that go by the backbone's own
 scale, or the paper's protocol."""
@@ -33,13 +39,13 @@ class Described:
     virtual_tokens: int = 0
     """The default length of the prompt before an input."""
     routes: bool = False
-    relative_rates: tuple[str, ...] = ()
+    default_rates: tuple[Rate, ...] = ()
     """Those of the default recipe, where they are others than the paper's."""
 
     def rates(self, recipe: str) -> tuple[Rate, ...]:
         """The learning rates of a recipe, the default first."""
-        relative = self.relative_rates if recipe == "default" else ()
-        return relative or self.learning_rates
+        own = self.default_rates if recipe == "default" else ()
+        return own or self.learning_rates
 
 
 DESCRIBED: dict[str, Described] = {
@@ -48,7 +54,7 @@ DESCRIBED: dict[str, Described] = {
         _PROMPT | {"num_prompts", "routing"},
         PROMPT_RATES,
         virtual_tokens=5,
-        relative_rates=PROMPT_SPREADS,
+        default_rates=PROMPT_SPREADS,
         routes=True,
     ),
     "single": Described(
@@ -56,27 +62,28 @@ DESCRIBED: dict[str, Described] = {
         _PROMPT,
         PROMPT_RATES,
         virtual_tokens=5,
-        relative_rates=PROMPT_SPREADS,
+        default_rates=PROMPT_SPREADS,
     ),
     "told": Described(
         "one soft prompt of l tokens for each sub-population, told which (a control)",
         _PROMPT,
         PROMPT_RATES,
         virtual_tokens=5,
-        relative_rates=PROMPT_SPREADS,
+        default_rates=PROMPT_SPREADS,
     ),
     "prompt-tuning": Described(
         "one soft prompt of l tokens, PEFT's own",
         frozenset({"num_virtual_tokens"}),
         PROMPT_RATES,
         virtual_tokens=5,
-        relative_rates=PROMPT_SPREADS,
+        default_rates=PROMPT_SPREADS,
     ),
     "p-tuning": Described(
         "one soft prompt of l tokens behind an MLP (Liu et al., 2021)",
         frozenset({"num_virtual_tokens", "hidden_size"}),
         PROMPT_RATES,
         virtual_tokens=20,
+        default_rates=NETWORK_RATES,
     ),
     "prefix-tuning": Described(
         "trained keys and values before every layer's own (Li and Liang, 2021)",
@@ -88,21 +95,30 @@ DESCRIBED: dict[str, Described] = {
         "low-rank changes of the queries' and values' weights (Hu et al., 2022)",
         frozenset({"rank"}),
         WEIGHT_RATES,
+        default_rates=ADDED_RATES,
     ),
     "ia3": Described(
         "trained scales of keys, values and feed-forward (Liu et al., 2022)",
         frozenset(),
         WEIGHT_RATES,
+        default_rates=ADDED_RATES,
     ),
     "houlsby": Described(
         "bottlenecks after attention and after feed-forward (Houlsby et al., 2019)",
         frozenset({"bottleneck_size"}),
         WEIGHT_RATES,
+        default_rates=ADDED_RATES,
     ),
     "pfeiffer": Described(
         "bottlenecks after feed-forward (Pfeiffer et al., 2021)",
         frozenset({"bottleneck_size"}),
         WEIGHT_RATES,
+        default_rates=ADDED_RATES,
     ),
-    "full": Described("full fine-tuning: every weight of the backbone", frozenset(), WEIGHT_RATES),
+    "full": Described(
+        "full fine-tuning: every weight of the backbone",
+        frozenset(),
+        WEIGHT_RATES,
+        default_rates=WHOLE_RATES,
+    ),
 }
