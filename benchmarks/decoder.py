@@ -2,7 +2,7 @@
 
 "whole head" computes the head, and the model's own loss, at every token, as a plain pass does.
 Behind the text (`position="after"`) texts are read without gradient; "kept" were read in an earlier
-epoch. PEFT's prompt tuning stands beside in both forms.
+epoch, or an earlier evaluation. PEFT's prompt tuning stands beside in both forms.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measure(given: Namespace) -> Result:
     """A step by method, head and place of the prompt; an evaluation by rows in a pass."""
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
     config = LlamaConfig(tie_word_embeddings=True, **SHAPES[given.model], **special)
-    dtype = torch.bfloat16 if given.device == "cuda" else torch.float32
+    dtype = getattr(torch, given.dtype or ("bfloat16" if given.device == "cuda" else "float32"))
     bare = LlamaForCausalLM(config).requires_grad_(False).train().to(given.device, dtype)
     split, formulation = bench.load_rows(given, given.task, bare)
     features = [formulation.encode(example) for example in split.train[: given.rows]]
@@ -84,10 +84,14 @@ def measure(given: Namespace) -> Result:
         f"{size} rows in a pass": _evaluation(model, formulation, examples, size)
         for size in (4, given.rows)
     }
+    again = bench.adapted(bare, "single", kind="CAUSAL_LM", position="after").eval()
+    again.base_model.keep_texts(4)
+    known = f"{given.rows} rows in a pass, behind texts that are known"
+    passes[known] = _evaluation(again, formulation, examples, given.rows)
     evaluated = bench.interleave(passes, given.repeats)
     lines += [Line(scored, what, taken) for what, taken in evaluated.items()]
     return Result(
-        says=f"{bench.WORDS}; answers as long as the task's",
+        says=f"{bench.WORDS}; answers as long as the task's; {str(dtype).removeprefix('torch.')}",
         per="step or evaluation",
         over=(WHOLE, ONE, "4 rows in a pass"),
         lines=lines,
@@ -96,6 +100,7 @@ def measure(given: Namespace) -> Result:
             Bar(step, f"{ONE}, behind the text", 0.6, over=ONE),
             Bar(step, f"{ONE}, behind the text, kept", 0.3, over=ONE),
             Bar(scored, f"{given.rows} rows in a pass", 0.6, over="4 rows in a pass"),
+            Bar(scored, known, 0.6, over="4 rows in a pass"),
         ),
     )
 
@@ -139,4 +144,5 @@ if __name__ == "__main__":
         task="copa",
         rows=32,
         examples=100,
+        dtype="",
     )

@@ -95,10 +95,10 @@ def test_a_pile_is_a_task_as_it_is_written(piles, sources, tmp_path):
 
 
 def test_the_page_s_tables_are_those_of_the_records(tables):
-    told = {path.stem: tables.table(tables.read(path)) for path in tables.RECORDS.glob("*.json")}
-    assert told
+    records = {path.stem: tables.read(path) for path in sorted(tables.RECORDS.glob("*.json"))}
+    assert records
     page = tables.PAGE.read_text(encoding="utf-8")
-    assert tables.written_into(page, told) == page
+    assert tables.written_into(page, tables.tables_of(records)) == page
 
 
 def test_a_record_is_written_a_line_for_each_run_and_read_again(tables):
@@ -167,6 +167,19 @@ def test_another_recipe_or_option_is_a_row_of_its_own_and_no_difference_is_made_
         "| single l=5, recipe paper",
     ]
     assert all(row.split(" | ")[5].strip() == "" for row in rows)
+
+
+def test_recipes_are_compared_where_one_prompt_was_trained_by_both(tables):
+    head = {"task": "toy", "model": "tiny", "majority": 50.0}
+    both = recorded(
+        told_run(0, None, validation=70.0),
+        told_run(1, None, validation=72.0),
+        told_run(0, None, validation=50.0, recipe="paper", rate=0.5),
+        told_run(0, None, name="single l=20"),
+    )
+    assert tables.recipes([{**both, **head}, recorded(told_run(0, None))]).splitlines()[2:] == [
+        "| toy, tiny, 50.0 | single l=5 | 1000 | 0.5: 50.0 | 0.02: 70.0, 72.0 |"
+    ]
 
 
 def test_finished_runs_join_the_record_of_their_task(tables, tmp_path, monkeypatch):

@@ -182,6 +182,42 @@ def difference(record: Record, first: Sequence[Run], other: Sequence[Run]) -> Di
     return paired_bootstrap(one, two, metric=record["metric"], labels=record["labels"])
 
 
+def recipes(records: Iterable[Record]) -> str:
+    """One prompt by the paper's recipe and by the default one, as validation sees them."""
+    rows = []
+    for record in records:
+        by_name: dict[tuple[str, int], dict[str, list[Run]]] = {}
+        for run in sorted(record["runs"], key=_identity):
+            if run["name"].startswith("single") and not run["options"]:
+                of_name = by_name.setdefault((run["name"], run["steps"]), {})
+                of_name.setdefault(run["recipe"], []).append(run)
+        for (name, steps), found in by_name.items():
+            if set(found) == {"paper", "default"}:
+                cells = [
+                    _validation(_best_rate(found[recipe])[0]) for recipe in sorted(found)[::-1]
+                ]
+                said = f"{record['task']}, {record['model']}, {record['majority']:.1f}"
+                rows.append(f"| {said} | {name} | {steps} | {' | '.join(cells)} |")
+    head = (
+        "| task, backbone, majority | method | steps | recipe `paper`: rate, validation |"
+        " recipe `default`: rate, validation |\n| --- | --- | --- | --- | --- |"
+    )
+    return "\n".join([head, *rows])
+
+
+def _validation(runs: Sequence[Run]) -> str:
+    each = ", ".join(f"{run['validation']:.1f}" for run in runs)
+    return f"{runs[0]['rate']:g}: {each}"
+
+
+def tables_of(records: Mapping[str, Record]) -> dict[str, str]:
+    """Every table of the page, by its mark."""
+    return {
+        **{name: table(record) for name, record in records.items()},
+        "recipes": recipes(records.values()),
+    }
+
+
 def hours(record: Record) -> float:
     """Of training, over the runs of which it is known."""
     return sum(run["seconds"] or 0 for run in record["runs"]) / 3600
@@ -241,14 +277,15 @@ def main() -> None:
     for path in collect(given.of) if given.of else ():
         print(path)
     records = {path.stem: read(path) for path in sorted(RECORDS.glob("*.json"))}
-    tables = {name: table(record) for name, record in records.items()}
+    tables = tables_of(records)
     if given.write:
         page = PAGE.read_text(encoding="utf-8")
         PAGE.write_text(written_into(page, tables), encoding="utf-8")
     elif not given.of:
         for name, record in records.items():
-            print(f"{name}: {len(record['runs'])} runs, {hours(record):.1f} hours\n")
-            print(f"{tables[name]}\n")
+            print(f"{name}: {len(record['runs'])} runs, {hours(record):.1f} hours")
+        for name, text in tables.items():
+            print(f"\n{name}\n\n{text}")
 
 
 if __name__ == "__main__":

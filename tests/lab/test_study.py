@@ -25,7 +25,7 @@ def test_every_method_gets_every_seed_and_finished_runs_are_not_run_again(
     assert list(groups) == ["smop", "lora-8"]
     specs = [[RunSpec.load(path / "spec.yaml") for path in paths] for paths in groups.values()]
     assert [[s.seed for s in each] for each in specs] == [[0, 1], [0, 1]]
-    assert [each[0].training.learning_rate for each in specs] == ["0.4x", 1e-3]
+    assert [each[0].training.learning_rate for each in specs] == ["0.4x", 3e-3]
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
     assert len(written) == 4
     again = study(setting, chosen, seeds=[0, 1, 2], trials=1, output=tmp_path)

@@ -13,7 +13,7 @@ PROMPT_SPREADS = ("0.4x", "0.1x", "1.5x")
 is far for one backbone's embeddings is nothing for another's (`docs/runs.md`)."""
 NETWORK_RATES = (1e-2, 3e-3, 3e-2)
 """Learning rates for a network that prompts come from, searched in this order."""
-ADDED_RATES = (1e-3, 3e-3, 3e-4)
+ADDED_RATES = (3e-3, 1e-3, 3e-4)
 """Learning rates for weights that are added to a backbone's, searched in this order."""
 WHOLE_RATES = (1e-4, 3e-4, 1e-3)
 """Learning rates for all weights of a backbone, searched in this order."""
