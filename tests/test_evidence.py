@@ -120,6 +120,7 @@ def told_run(seed, predicted, **more):
         "seed": seed,
         "validation": 50.0,
         "test": 25.0 * right,
+        "majority": 50.0,
         "seconds": 1800.0,
         "trainable": 1234,
         "load": [1.0],
@@ -130,7 +131,8 @@ def told_run(seed, predicted, **more):
 
 
 def recorded(*runs):
-    return {"metric": "accuracy", "labels": 2, "truth": [0, 0, 1, 1], "runs": list(runs)}
+    truth = {str(run["seed"]): [0, 0, 1, 1] for run in runs}
+    return {"metric": "accuracy", "labels": 2, "truth": truth, "runs": list(runs)}
 
 
 def test_a_table_holds_methods_against_one_prompt_by_shared_seeds_and_the_best_rate(tables):
@@ -170,7 +172,7 @@ def test_another_recipe_or_option_is_a_row_of_its_own_and_no_difference_is_made_
 
 
 def test_recipes_are_compared_where_one_prompt_was_trained_by_both(tables):
-    head = {"task": "toy", "model": "tiny", "majority": 50.0}
+    head = {"task": "toy", "model": "tiny"}
     both = recorded(
         told_run(0, None, validation=70.0),
         told_run(1, None, validation=72.0),
@@ -187,17 +189,19 @@ def test_finished_runs_join_the_record_of_their_task(tables, tmp_path, monkeypat
     monkeypatch.setitem(tables.collect.__globals__, "RECORDS", records)
     run, head = (
         told_run(0, [0, 0, 1, 1]),
-        {"task": "toy", "model": "tiny", "truth": [0, 0, 1, 1]},
+        {"task": "toy", "model": "tiny"},
     )
     (tmp_path / "store" / "one").mkdir(parents=True)
     (tmp_path / "store" / "one" / "result.json").touch()
     for seed, test in ((0, 50.0), (1, 75.0), (0, 100.0)):
         now = {**run, "seed": seed, "test": test}
-        monkeypatch.setitem(tables.collect.__globals__, "run_of", lambda _, now=now: (now, head))
+        own = {**head, "truth": {str(seed): [0, 0, 1, seed]}}
+        monkeypatch.setitem(tables.collect.__globals__, "run_of", lambda _, was=(now, own): was)
         (path,) = tables.collect([tmp_path / "store"])
-    runs = tables.read(path)["runs"]
+    runs, truth = (tables.read(path)[key] for key in ("runs", "truth"))
+    assert truth == {"0": [0, 0, 1, 0], "1": [0, 0, 1, 1]}
     assert [(run["seed"], run["test"]) for run in runs] == [(0, 100.0), (1, 75.0)]
-    other = {**head, "truth": [1, 0, 1, 1]}
+    other = {**head, "truth": {"0": [1, 0, 1, 1]}}
     monkeypatch.setitem(tables.collect.__globals__, "run_of", lambda _: (run, other))
     with pytest.raises(RunError, match="other examples"):
         tables.collect([tmp_path / "store"])

@@ -66,6 +66,7 @@ def run_of(path: Path) -> tuple[Run, Record]:
         "seconds": result.training.seconds,
         "validation": round(result.validation.score, 3),
         "test": round(result.test.value, 3),
+        "majority": round(result.test.majority, 3),
         "trainable": result.parameters.trainable,
         "load": [round(share, 4) for share in result.test.load],
         "routing": None if result.routing is None else result.routing.model_dump(),
@@ -77,8 +78,7 @@ def run_of(path: Path) -> tuple[Run, Record]:
         "model": Path(result.model).name,
         "metric": result.test.metric,
         "labels": len(directory.read_task()["labels"]),
-        "majority": round(result.test.majority, 3),
-        "truth": [truth for truth, _ in outcomes.values()],
+        "truth": {str(result.seed): [truth for truth, _ in outcomes.values()]},
     }
     return run, record
 
@@ -99,7 +99,10 @@ def collect(stores: Iterable[Path]) -> list[Path]:
         if place not in changed:
             changed[place] = read(place) if place.is_file() else {**record, "runs": []}
         known = changed[place]
-        if any(known[key] != record[key] for key in record):
+        own = record.pop("truth")
+        known["truth"] = own | known["truth"]
+        same_head = all(known[key] == record[key] for key in record)
+        if not same_head or any(known["truth"][seed] != truth for seed, truth in own.items()):
             raise RunError(f"{path} was tested on other examples than the runs of {place}")
         same = _identity(run)
         known["runs"] = [other for other in known["runs"] if _identity(other) != same] + [run]
@@ -146,20 +149,20 @@ def _order(run: Run) -> tuple[bool, str, bool, str]:
 
 
 def _best_rate(runs: Sequence[Run]) -> tuple[list[Run], int]:
-    """The runs, by seed, of the rate that is best by validation; how many rates were tried.
+    """The runs, by seed, of one learning rate; how many rates were tried.
 
-    Rates are compared by the seeds that all of them have; what one has besides goes with it.
+    Of the rates with the most seeds, as one with fewer may owe its mean to the seeds that it has,
+    the best by mean validation score.
     """
     by_rate: dict[float, dict[int, Run]] = {}
     for run in runs:
         by_rate.setdefault(run["rate"], {})[run["seed"]] = run
-    shared = set.intersection(*(set(of_rate) for of_rate in by_rate.values()))
+    best = max(by_rate.values(), key=lambda own: (len(own), mean(_validations(own.values()))))
+    return [best[seed] for seed in sorted(best)], len(by_rate)
 
-    def validation(rate: float) -> float:
-        return mean(by_rate[rate][seed]["validation"] for seed in shared)
 
-    best = max(by_rate, key=validation) if shared else max(by_rate, key=lambda r: len(by_rate[r]))
-    return [by_rate[best][seed] for seed in sorted(by_rate[best])], len(by_rate)
+def _validations(runs: Iterable[Run]) -> list[float]:
+    return [run["validation"] for run in runs]
 
 
 def difference(record: Record, first: Sequence[Run], other: Sequence[Run]) -> Difference | None:
@@ -171,11 +174,14 @@ def difference(record: Record, first: Sequence[Run], other: Sequence[Run]) -> Di
     shared = sorted(set(told[0]) & set(told[1]))
     if not shared:
         return None
+    truths = {seed: record["truth"][str(seed)] for seed in shared}
+    # the test examples of a task may be other ones for each seed
+    alike = len({json.dumps(truth) for truth in truths.values()}) == 1
     one, two = (
         {
-            (seed, str(i)): (truth, of_seed[seed][i])
+            (seed, str(i) if alike else f"{seed}-{i}"): (truth, of_seed[seed][i])
             for seed in shared
-            for i, truth in enumerate(record["truth"])
+            for i, truth in enumerate(truths[seed])
         }
         for of_seed in told
     )
@@ -196,7 +202,8 @@ def recipes(records: Iterable[Record]) -> str:
                 cells = [
                     _validation(_best_rate(found[recipe])[0]) for recipe in sorted(found)[::-1]
                 ]
-                said = f"{record['task']}, {record['model']}, {record['majority']:.1f}"
+                majority = mean(run["majority"] for run in record["runs"])
+                said = f"{record['task']}, {record['model']}, {majority:.1f}"
                 rows.append(f"| {said} | {name} | {steps} | {' | '.join(cells)} |")
     head = (
         "| task, backbone, majority | method | steps | recipe `paper`: rate, validation |"
@@ -206,7 +213,7 @@ def recipes(records: Iterable[Record]) -> str:
 
 
 def _validation(runs: Sequence[Run]) -> str:
-    each = ", ".join(f"{run['validation']:.1f}" for run in runs)
+    each = ", ".join(f"{score:.1f}" for score in _validations(runs))
     return f"{runs[0]['rate']:g}: {each}"
 
 
