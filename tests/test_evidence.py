@@ -116,6 +116,9 @@ def told_run(seed, predicted, **more):
         "recipe": "default",
         "options": {},
         "steps": 1000,
+        "evaluated_every": 250,
+        "batch": 16,
+        "split": None,
         "rate": 0.02,
         "seed": seed,
         "validation": 50.0,
@@ -148,9 +151,11 @@ def test_a_table_holds_methods_against_one_prompt_by_shared_seeds_and_the_best_r
         told_run(1, [0, 0, 1, 1]),
     )
     *_, first, second = tables.table(record).splitlines()
-    assert first == "| single l=5 | 0.02, 1 | 1,000 | 50.0 ± 70.7 | 0.0, 100.0 |  |  |  | 1,234 |"
+    assert (
+        first == "| single l=5 | 0.02, 1 | 1,000, 250 | 50.0 ± 70.7 | 0.0, 100.0 |  |  |  | 1,234 |"
+    )
     # 0.0 of the first's seed 0, and 25.0 of the better rate; of seed 1 the second has no run
-    assert second.startswith("| smop k=2 | 0.5, 2 | 1,000 | 25.0 | 25.0 | +25.0 (")
+    assert second.startswith("| smop k=2 | 0.5, 2 | 1,000, 250 | 25.0 | 25.0 | +25.0 (")
     assert second.endswith("| +1.0 to +3.0 | 75 25 | 1,234 |")
     assert tables.hours(record) == 2.0
 
@@ -205,3 +210,36 @@ def test_finished_runs_join_the_record_of_their_task(tables, tmp_path, monkeypat
     monkeypatch.setitem(tables.collect.__globals__, "run_of", lambda _: (run, other))
     with pytest.raises(RunError, match="other examples"):
         tables.collect([tmp_path / "store"])
+    monkeypatch.setitem(
+        tables.collect.__globals__,
+        "run_of",
+        lambda _: ({**run, "split": {"train": "b"}}, {**head, "truth": {"0": [0, 0, 1, 0]}}),
+    )
+    record = tables.read(path)
+    record["runs"][0]["split"] = {"train": "a"}
+    path.write_text(tables.written(record))
+    with pytest.raises(RunError, match="trained on other examples"):
+        tables.collect([tmp_path / "store"])
+
+
+def test_unlike_runs_are_rows_of_their_own_and_the_reference_took_as_many_steps(tables):
+    record = recorded(
+        told_run(0, [0, 0, 1, 1]),
+        told_run(0, [1, 1, 1, 1], steps=100),
+        told_run(0, [0, 0, 1, 1], name="single l=50", steps=100),
+        told_run(0, [0, 0, 0, 0], name="lora", steps=100),
+        told_run(1, [0, 0, 0, 0], name="lora", steps=100, batch=8),
+        told_run(1, [0, 0, 1, 1], name="lora", steps=100, evaluated_every=20),
+    )
+    rows = tables.table(record).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| single l=5",
+        "| single l=5",
+        "| lora",
+        "| lora",
+        "| lora",
+        "| single l=50",
+    ]
+    assert any(
+        row.split(" | ")[2] == "100, 250" and "+50.0" in row for row in rows if "l=50" in row
+    )

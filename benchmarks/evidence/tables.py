@@ -7,7 +7,7 @@
 A record is one task on one backbone: a line for each run, with what it answered to every test
 example, so that runs of later sittings join those of earlier ones, and methods are held against
 each other on the same examples and seeds. A table has of every method the learning rate that was
-best by validation.
+best by validation, among those with the most seeds.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ HERE = Path(__file__).parent
 RECORDS = HERE / "records"
 PAGE = HERE.parents[1] / "docs" / "results.md"
 HEAD = (
-    "| method | rate, of | steps | test accuracy | seeds | difference, 95 % | worth of routing |"
-    " load | trained |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| method | rate, of | steps, every | test accuracy | seeds | difference, 95 % |"
+    " worth of routing | load | trained |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
-TOLD_APART = ("name", "recipe", "options", "steps")
+TOLD_APART = ("name", "recipe", "options", "steps", "evaluated_every", "batch")
 """By which a record's runs are put together, with all rates that were tried."""
 REFERENCE = "single l=5"
+OF_DATA = ("train_examples", "preset", "continued_at")
+"""What else of a specification makes a run another one."""
 NOT_NAMED = {"max_steps", "eval_steps", "batch_size", "recipe", "learning_rate", "keep_texts"}
-"""Training options that have a column, or change no result."""
+"""Training options that are told apart otherwise, or change no result."""
 
 Run = dict[str, Any]
 Record = dict[str, Any]
@@ -48,7 +50,8 @@ def run_of(path: Path) -> tuple[Run, Record]:
     """A finished run, every file of which is as it was written, and the record it belongs to."""
     directory = RunDirectory(path)
     result = directory.read_result()
-    training = read_yaml(read_text(directory.spec, "a run's specification"))["training"]
+    spec = read_yaml(read_text(directory.spec, "a run's specification"))
+    training = spec["training"]
     usual = TrainingOptions().model_dump()
     outcomes = {example: pair for (_, example), pair in sorted(outcomes_of([path]).items())}
     run = {
@@ -57,11 +60,15 @@ def run_of(path: Path) -> tuple[Run, Record]:
         "options": {
             name: value
             for name, value in training.items()
-            if name not in NOT_NAMED and value != usual[name]
-        },
+            if name not in NOT_NAMED and value != usual.get(name)
+        }
+        | {name: spec[name] for name in OF_DATA if spec.get(name) not in (None, [], ())},
         "rate": result.training.learning_rate,
         "steps": training.get("max_steps") or result.training.steps,
+        "evaluated_every": training.get("eval_steps"),
+        "batch": training["batch_size"],
         "seed": result.seed,
+        "split": {part: digest[:12] for part, digest in result.split.items()},
         "best_step": result.training.best_step,
         "seconds": result.training.seconds,
         "validation": round(result.validation.score, 3),
@@ -104,6 +111,9 @@ def collect(stores: Iterable[Path]) -> list[Path]:
         same_head = all(known[key] == record[key] for key in record)
         if not same_head or any(known["truth"][seed] != truth for seed, truth in own.items()):
             raise RunError(f"{path} was tested on other examples than the runs of {place}")
+        parts = {json.dumps(one["split"]) for one in known["runs"] if one["seed"] == run["seed"]}
+        if not parts <= {json.dumps(run["split"]), "null"}:
+            raise RunError(f"{path} was trained on other examples than the runs of {place}")
         same = _identity(run)
         known["runs"] = [other for other in known["runs"] if _identity(other) != same] + [run]
     RECORDS.mkdir(exist_ok=True)
@@ -130,22 +140,31 @@ def written(record: Record) -> str:
 
 
 def table(record: Record) -> str:
-    """A record in Markdown: one prompt of five tokens first, then by name."""
+    """A record in Markdown: one prompt of five tokens first, where there is one, then by name.
+
+    Methods are held against it where it took as many steps, or else against the first row.
+    """
     groups: dict[str, list[Run]] = {}
     for run in sorted(record["runs"], key=_order):
         groups.setdefault(json.dumps([run[key] for key in TOLD_APART]), []).append(run)
     best = [_best_rate(runs) for runs in groups.values()]
-    first = best[0][0]
-    rows = [
-        _row(runs, rates, None if runs is first else difference(record, first, runs))
-        for runs, rates in best
-    ]
+    references = [runs for runs, _ in best if _is_reference(runs[0])]
+    rows = []
+    for runs, rates in best:
+        alike = [other for other in references if other[0]["steps"] == runs[0]["steps"]]
+        first = (alike or [best[0][0]])[0]
+        rows.append(_row(runs, rates, None if runs is first else difference(record, first, runs)))
     return "\n".join([HEAD, *rows])
 
 
-def _order(run: Run) -> tuple[bool, str, bool, str]:
-    unlike = run["recipe"] != "default" or bool(run["options"])
-    return not run["name"].startswith(REFERENCE), run["name"], unlike, json.dumps(run["options"])
+def _order(run: Run) -> tuple[bool, str, bool, str, int]:
+    said = json.dumps(run["options"])
+    return not _is_reference(run), run["name"], run["recipe"] != "default", said, -run["steps"]
+
+
+def _is_reference(run: Run) -> bool:
+    is_one = run["name"] == REFERENCE or run["name"].startswith(f"{REFERENCE} ")
+    return is_one and run["recipe"] == "default" and not run["options"]
 
 
 def _best_rate(runs: Sequence[Run]) -> tuple[list[Run], int]:
@@ -239,7 +258,7 @@ def _row(runs: Sequence[Run], rates: int, apart: Difference | None) -> str:
     cells = [
         f"{first['name']}{options}{recipe}",
         f"{first['rate']:g}, {rates}",
-        f"{first['steps']:,}",
+        f"{first['steps']:,}, {first['evaluated_every']}",
         f"{mean(test):.1f}{spread}",
         ", ".join(f"{score:.1f}" for score in test),
         "" if apart is None else f"{apart.points:+.1f} ({apart.low:+.1f} to {apart.high:+.1f})",

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch.testing import assert_close
 
 from peft_smop import SMoPConfig
@@ -254,8 +256,92 @@ def test_over_kept_texts_a_pass_without_gradient_computes_its_prompts_alone(name
     handle.remove()
     assert computed == [(5, 5), (5, 2)]  # prompts, and then answers
     assert len(model.smop_layer.kept) == len(lengths)
-    without = model(**made, use_cache=False)
-    assert without.past_key_values is None
+    with torch.no_grad():
+        assert model(**made, use_cache=False).past_key_values is None
+        model.base_model.model.config.use_cache = False
+        assert model(**made).past_key_values is None
+
+
+def same_as_without(model, made, monkeypatch, **more):
+    """What a pass without gradient says, which is what it says where no texts are kept."""
+    with torch.no_grad(), monkeypatch.context() as patched:
+        kept = model(**made, **more).logits
+        patched.setattr(model.smop_layer, "kept", None)
+        expected = model(**made, **more).logits
+    return kept, expected
+
+
+@pytest.mark.parametrize("names", [["one", "longer"], ["one", "__base__"]])
+def test_over_kept_texts_prompts_of_several_lengths_are_one_pass(names, monkeypatch):
+    model = adapted(KINDS["llama"], num_prompts=2, position="after", adapter="one").eval()
+    model.add_adapter(
+        "longer",
+        SMoPConfig(task_type="CAUSAL_LM", num_prompts=2, num_virtual_tokens=7, position="after"),
+    )
+    decided(model, "longer", seed=9)
+    model.base_model.keep_texts(1)
+    made = batch(KINDS["llama"], rows=2, tokens=6)
+    made["attention_mask"] = torch.ones(2, 6).long()
+    assert torch.equal(*same_as_without(model, made, monkeypatch, adapter_names=names))
+
+
+@pytest.mark.parametrize("lengths", [[3, 2, 3], [9, 7, 9]])
+def test_windows_that_count_padding_are_one_pass(lengths, monkeypatch):
+    model = adapted(KINDS["gemma3"], num_prompts=3, position="after").eval()
+    model.base_model.keep_texts(1)
+    made = batch(KINDS["gemma3"], rows=3, tokens=max(lengths) + 1)
+    columns = torch.arange(max(lengths) + 1)
+    made["attention_mask"] = torch.stack([columns > max(lengths) - n for n in lengths]).long()
+    assert torch.equal(*same_as_without(model, made, monkeypatch))
+
+
+def test_token_types_reach_texts_and_prompts_alike(monkeypatch):
+    model = adapted(KINDS["gpt2"], num_prompts=3, position="after")
+    without_dropout(model)
+    made = answered(KINDS["gpt2"])
+    types = {"token_type_ids": torch.full_like(made["input_ids"], 7)}
+    loss, grads, _ = trained(model, {**made, **types})
+    expected, whole, _ = in_one_pass(monkeypatch, model, {**made, **types})
+    assert torch.equal(loss, expected)
+    assert all(torch.equal(grads[key], grad) for key, grad in whole.items())
+    model.eval().base_model.keep_texts(1)
+    plain = {k: v for k, v in batch(KINDS["gpt2"], rows=2, tokens=5).items() if k == "input_ids"}
+    more = {"token_type_ids": torch.full((2, 5), 7)}
+    assert torch.equal(*same_as_without(model, plain, monkeypatch, **more))
+
+
+def test_what_is_kept_is_of_one_precision_and_of_the_adapters_beside(monkeypatch):
+    model = adapted(KINDS["llama"], num_prompts=3, position="after").eval()
+    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    with pytest.warns(UserWarning, match="multiple adapters"):
+        inject_adapter_in_model(lora, model.base_model.model)
+    model.base_model.model.requires_grad_(False)
+    model.base_model.keep_texts(1)
+    made = batch(KINDS["llama"], rows=2, tokens=6)
+    made["attention_mask"] = torch.ones(2, 6).long()
+    with torch.autocast("cpu", torch.bfloat16):
+        same_as_without(model, made, monkeypatch)
+    assert_close(*same_as_without(model, made, monkeypatch), rtol=1e-4, atol=1e-6)
+    for part in model.modules():
+        if isinstance(part, LoraLayer):
+            part.enable_adapters(False)
+    assert_close(*same_as_without(model, made, monkeypatch), rtol=1e-4, atol=1e-6)
+
+
+def test_texts_that_the_memory_does_not_hold_are_read_together():
+    model = adapted(KINDS["llama"], num_prompts=3, position="after").eval()
+    model.base_model.keep_texts(1e-9)
+    made = batch(KINDS["llama"], rows=4, tokens=6)
+    made["attention_mask"] = torch.ones(4, 6).long()
+    passes = []
+    model.smop_layer.hooks.backbone.module.register_forward_hook(
+        lambda module, args, output: passes.append(1)
+    )
+    with torch.no_grad():
+        model(**made)
+        passes.clear()
+        model(**made)
+    assert len(passes) == 1
 
 
 def test_over_kept_texts_what_is_unlike_them_is_one_pass(monkeypatch):

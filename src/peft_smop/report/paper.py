@@ -64,7 +64,7 @@ def key_of(method: Mapping[str, Any]) -> Key:
     if whole.get("routing") in ("linear", "single") and whole["name"] == "smop":
         linear = whole.pop("routing") == "linear"
         if not linear:
-            whole = {"name": "single", "num_virtual_tokens": whole["num_virtual_tokens"]}
+            whole = {k: v for k, v in whole.items() if k != "num_prompts"} | {"name": "single"}
     if whole.get("perturbation") is True:
         whole.pop("perturbation")
     return tuple(sorted(whole.items()))

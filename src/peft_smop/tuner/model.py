@@ -256,7 +256,7 @@ class SMoPModel(RowTuner):
             yield apart
 
     def keep_texts(self, gibibytes: Any) -> None:
-        """Keep what is read of texts that prompts stand behind, over steps and epochs.
+        """Keep what is read of texts that prompts stand behind, over steps, epochs and evaluations.
 
         Args:
             gibibytes: most memory for it, where the backbone is; 0: forget all, and keep nothing.

@@ -13,13 +13,15 @@ that asks what follows them computes its prompts alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from peft_smop.rows import calling, cut
 from peft_smop.tuner.backbone import Backbone, cache_of, parameter_names
@@ -31,6 +33,20 @@ from peft_smop.tuner.texts import Halves, KeptTexts, Texts, joined, may_be_conti
 
 _LOOKED_INTO = ("output_hidden_states", "output_attentions", "output_router_logits", "use_cache")
 """What a caller may ask of a pass that the two halves of one do not give."""
+
+_UNDERSTOOD = frozenset(
+    {
+        "input_ids",
+        "inputs_embeds",
+        "attention_mask",
+        "position_ids",
+        "cache_position",
+        "labels",
+        "num_items_in_batch",
+        "logits_to_keep",
+    }
+)
+"""Tensors of a pass that its halves know what to do with."""
 
 _MAX_PADDING = 1.1
 """Most tokens that are read over tokens of text."""
@@ -87,6 +103,7 @@ def texts_of(
                     own[real].tolist()
                     for own, real in zip(ids.gather(1, columns), is_text, strict=True)
                 ]
+                _follow(layer.kept, backbone)
                 cache, states = _kept(layer.kept, backbone, said, text)
             else:
                 read = [
@@ -143,8 +160,6 @@ def _kept(
     text: Float[Tensor, "b t e"],
 ) -> tuple[Any, Float[Tensor, "b t e"]]:
     """The same of texts of which some may be known."""
-    # PyTorch counts the changes of every tensor
-    kept.follow(tuple((p.data_ptr(), p._version) for p in backbone.module.parameters()))
     found = []
     for ids, x in zip(said, text, strict=True):
         own = x[None, len(x) - len(ids) :]
@@ -154,12 +169,32 @@ def _kept(
             cache, states = _read(backbone, own, torch.ones_like(places), places)
             return cache, states[0]
 
-        found.append(kept.text((x.device, x.dtype, *ids), read))
+        found.append(kept.text(_key(x, ids), read))
     length = text.shape[1]
     states = text.new_zeros(len(found), length, found[0].states.shape[1])
     for row, one in enumerate(found):
         states[row, length - len(one.states) :] = one.states
     return kept.cache_of(found, length), states
+
+
+def _follow(kept: KeptTexts, backbone: Backbone) -> None:
+    """Forget what was read with other weights, or with other adapters beside them."""
+    module = backbone.module
+    # PyTorch counts the changes of every tensor
+    weights = tuple((p.data_ptr(), p._version) for p in module.parameters())
+    beside = tuple(
+        (id(part), part.disable_adapters, tuple(part.active_adapters))
+        for part in module.modules()
+        if isinstance(part, BaseTunerLayer)
+    )
+    kept.follow((weights, beside))
+
+
+def _key(x: Tensor, ids: Sequence[int]) -> Hashable:
+    """What a text says, and to whom: what is computed of it differs by device and precision."""
+    kind = x.device.type
+    cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return (x.device, x.dtype, cast, *ids)
 
 
 def _may_be_halved(layer: SMoPLayer, backbone: Backbone, given: Mapping[str, Any]) -> bool:
@@ -176,6 +211,7 @@ def _may_be_halved(layer: SMoPLayer, backbone: Backbone, given: Mapping[str, Any
         or given.get("position_ids") is not None
         or cache_of(given) is not None
         or any(given.get(name) for name in _LOOKED_INTO)
+        or any(isinstance(v, Tensor) and name not in _UNDERSTOOD for name, v in given.items())
         or any(getattr(config, name, False) for name in _LOOKED_INTO[:-1])
         or any(part.training and getattr(part, _RECOMPUTES, False) for part in module.modules())
     )
@@ -250,6 +286,8 @@ def behind_kept(
         or not places.all_behind
         or places.is_uneven
         or not _may_be_halved(layer, backbone, rest)
+        # a window counts slots, padding included
+        or any(slot.is_sliding for slot in DynamicCache(config=backbone.module.config).layers)
     ):
         return None
     b, n = ids.shape
@@ -263,6 +301,9 @@ def behind_kept(
     if not bool(is_plain):
         return None
     said = [row[begin:].tolist() for row, begin in zip(ids, padding.tolist(), strict=True)]
+    _follow(layer.kept, backbone)
+    if layer.kept.is_full and not all(_key(x, text) in layer.kept for text in said):
+        return None  # what cannot be kept is read fastest together
     with calling(PromptCall(layer, reads=True)), evaluating(backbone.module):
         cache, states = _kept(layer.kept, backbone, said, x)
     width = places.width
@@ -276,7 +317,9 @@ def behind_kept(
     }
     read = columns.expand(b, -1).clone()
     read[:, -1] += width
-    asked_for = given.get("use_cache") is not False
+    asked_for = given.get("use_cache")
+    if asked_for is None:
+        asked_for = getattr(backbone.module.config, "use_cache", True)
     return continued, Halves(states, read, whole=layout if asked_for else None)
 
 

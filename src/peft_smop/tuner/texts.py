@@ -131,6 +131,8 @@ class KeptTexts:
         self.most_bytes = most_bytes
         self.bytes = 0
         self._texts: dict[Hashable, KeptText] = {}
+        self.is_full = False
+        """Whether a text was read that was not kept."""
         self._like: Any = None
         """A cache of the backbone's kind."""
         self._weights: Hashable = None
@@ -159,6 +161,10 @@ class KeptTexts:
         """How many texts are kept."""
         return len(self._texts)
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether a text is kept."""
+        return key in self._texts
+
     def follow(self, weights: Hashable) -> None:
         """Forget everything, if it was read with other weights.
 
@@ -167,7 +173,7 @@ class KeptTexts:
         """
         if weights != self._weights:
             self._texts.clear()
-            self.bytes, self._weights = 0, weights
+            self.bytes, self.is_full, self._weights = 0, False, weights
 
     def text(self, key: Hashable, read: Callable[[], tuple[Any, Float[Tensor, "t e"]]]) -> KeptText:
         """What is known of a text.
@@ -197,8 +203,9 @@ class KeptTexts:
             )
         self._like = cache
         found = KeptText(torch.stack([torch.cat(pair) for pair in pairs]), states)
-        if self.bytes + found.size <= self.most_bytes:
-            self._texts[key] = found
+        if self.bytes + found.size > self.most_bytes:
+            self.is_full = True
+        elif self._texts.setdefault(key, found) is found:  # and no other thread was faster
             self.bytes += found.size
         return found
 
