@@ -51,7 +51,7 @@ def test_the_rate_is_chosen_by_validation_on_the_first_seed_and_the_log_says_wha
     log = json.loads((tmp_path / "search.json").read_text())
     assert [len(entry["trials"]) for entry in log["methods"]] == [3, 3]
     assert [entry["method"] for entry in log["methods"]] == ["smop", "full"]
-    assert [t["learning_rate"] for t in log["methods"][0]["trials"]] == ["0.4x", "0.1x", "1.5x"]
+    assert [t["learning_rate"] for t in log["methods"][0]["trials"]] == ["0.4x", "4x", "1.5x"]
     for entry, paths in zip(log["methods"], groups.values(), strict=True):
         best = max(entry["trials"], key=lambda trial: trial["validation"])
         assert entry["chosen"] == best["learning_rate"]
@@ -159,7 +159,7 @@ def test_a_rate_that_diverges_is_logged_and_another_one_is_chosen(
         "validation": None,
         "diverged": "the loss became nan",
     }
-    assert entry["chosen"] == "0.1x"
+    assert entry["chosen"] == "4x"
 
     def always(*args, **kwargs):
         raise DivergedError("the loss became nan")

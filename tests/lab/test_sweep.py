@@ -57,7 +57,7 @@ def test_rates_are_searched_over_each_kind_s_own():
     for job in jobs:
         found.setdefault(job.name, []).append(job.spec.learning_rate)
     assert found == {
-        "smop": ["0.4x", "0.1x", "1.5x"],
+        "smop": ["0.4x", "4x", "1.5x"],
         "lora-8": [3e-3, 1e-3, 3e-4],
         "smop:lr=0.2": [0.2],
     }
