@@ -132,7 +132,7 @@ def dropping(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dropping") / "model"
     shutil.copytree(MODEL_DIR, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "dropout_rate": 0.6}))
+    (folder / "config.json").write_text(json.dumps({**config, "dropout_rate": 0.75}))
     return folder
 
 
