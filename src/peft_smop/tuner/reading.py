@@ -185,7 +185,7 @@ def _follow(kept: KeptTexts, backbone: Backbone) -> None:
     beside = tuple(
         (id(part), part.disable_adapters, tuple(part.active_adapters))
         for part in module.modules()
-        if isinstance(part, BaseTunerLayer)
+        if isinstance(part, BaseTunerLayer) and not isinstance(part, SMoPLayer)
     )
     kept.follow((weights, beside))
 
@@ -287,7 +287,10 @@ def behind_kept(
         or places.is_uneven
         or not _may_be_halved(layer, backbone, rest)
         # a window counts slots, padding included
-        or any(slot.is_sliding for slot in DynamicCache(config=backbone.module.config).layers)
+        or any(
+            getattr(slot, "is_sliding", False)
+            for slot in DynamicCache(config=backbone.module.config).layers
+        )
     ):
         return None
     b, n = ids.shape
