@@ -46,7 +46,14 @@ def test_of_a_good_run_nothing_is_said():
 @pytest.mark.parametrize(
     ("spoiled", "cause"),
     [
-        ({"scale": PromptScale(1.0, 60.0, 60.0)}, "the learning rate is too high"),
+        (
+            {"scale": PromptScale(1.0, 60.0, 60.0), "learning_rate": 50.0},
+            "the learning rate is too high",
+        ),
+        (
+            {"scale": PromptScale(1.0, 60.0, 60.0), "loss_after": 4.9, "loss_dropping": 4.9},
+            "the learning rate is too high",
+        ),
         (
             {"scale": None, "loss_after": 5.5, "loss_dropping": 5.5, "curve": (3.0, 2.0, 3.0, 4.0)},
             "the learning rate is too high",
@@ -81,6 +88,14 @@ def test_every_cause_is_told_alone(spoiled, cause):
         {"load": (1.0,), "routing": None},
         {"steps": 20, "stopped_early": True},
         {"scale": None, "routing": None, "load": ()},
+        # one prompt on all-MiniLM-L6-v2, 500 steps at 0.5: as good as at any other rate
+        {
+            "spread": 0.0537,
+            "steps": 500,
+            "scale": PromptScale(1.1, 95.9, 95.9),
+            "routing": None,
+            "load": (),
+        },
     ],
 )
 def test_what_looks_wrong_and_is_not(sound):

@@ -16,7 +16,9 @@ from peft_smop.training import absolute_rate
 WIDEST, NARROWEST = 8.0, 0.2
 """Spread of prompts at their start, over that of the embeddings."""
 FARTHEST = 20.0
-"""How far prompts may go, in spreads of the embeddings; runs that learned went 1 to 3."""
+"""How far prompts may go, in spreads of the embeddings, unless the run learned from it."""
+STEEPEST = 12.0
+"""Rate in spreads of the embeddings, above which far is too far for runs that learned, too."""
 NEAREST = 0.15
 """Prompts that went less than this are still where they started."""
 LEARNED = 0.9
@@ -77,7 +79,9 @@ def _rate(signs: Signs) -> Finding | None:
     """Too high: far away, or a loss that rises; too low: nowhere, after steps enough."""
     learned = signs.loss_after < LEARNED * signs.loss_before
     moved = None if signs.scale is None else signs.scale.moved
-    far = moved is not None and moved > FARTHEST
+    # behind a normalisation of embeddings, prompts of many steps go far, and do well there
+    steep = signs.learning_rate > STEEPEST * signs.spread
+    far = moved is not None and moved > FARTHEST and (steep or not learned)
     if far or (not learned and _rise(signs.curve)):
         too, direction, instead = "high", "lower", signs.learning_rate / 10
     elif signs.steps < FEWEST_STEPS or learned or (moved is not None and moved > NEAREST):
