@@ -21,6 +21,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from peft_smop.errors import RunError
+from peft_smop.names import DESCRIBED
 from peft_smop.plain_yaml import read_yaml
 from peft_smop.report import Difference, outcomes_of, paired_bootstrap
 from peft_smop.report.paper import key_of, label_of
@@ -39,7 +40,9 @@ TOLD_APART = ("name", "recipe", "options", "steps", "evaluated_every", "batch")
 REFERENCE = "single l=5"
 OF_DATA = ("train_examples", "preset", "continued_at")
 """What else of a specification makes a run another one."""
-NOT_NAMED = {"max_steps", "eval_steps", "batch_size", "recipe", "learning_rate", "keep_texts"}
+NOT_NAMED = {
+    *("max_steps", "eval_steps", "batch_size", "recipe", "learning_rate", "keep_texts", "dropout")
+}
 """Training options that are told apart otherwise, or change no result."""
 
 Run = dict[str, Any]
@@ -53,6 +56,9 @@ def run_of(path: Path) -> tuple[Run, Record]:
     spec = read_yaml(read_text(directory.spec, "a run's specification"))
     training = spec["training"]
     usual = TrainingOptions().model_dump()
+    asked = training.get("dropout")
+    drops = result.training.dropout if asked is None else asked
+    recipe_drops = DESCRIBED[result.method["name"]].drops(result.training.recipe)
     outcomes = {example: pair for (_, example), pair in sorted(outcomes_of([path]).items())}
     run = {
         "name": label_of(key_of(result.method)),
@@ -62,7 +68,8 @@ def run_of(path: Path) -> tuple[Run, Record]:
             for name, value in training.items()
             if name not in NOT_NAMED and value != usual.get(name)
         }
-        | {name: spec[name] for name in OF_DATA if spec.get(name) not in (None, [], ())},
+        | {name: spec[name] for name in OF_DATA if spec.get(name) not in (None, [], ())}
+        | ({} if drops == recipe_drops else {"dropout": drops}),
         "rate": result.training.learning_rate,
         "steps": training.get("max_steps") or result.training.steps,
         "evaluated_every": training.get("eval_steps"),

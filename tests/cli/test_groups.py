@@ -59,11 +59,18 @@ def test_what_was_not_said_is_not_handed_on_and_flags_say_the_other_than_the_def
     def command(*, training: dict[str, Any]) -> None:
         heard.update(training)
 
-    unsaid = dict.fromkeys(field.name for field in fields_of(TrainingFields))
+    unsaid = dict.fromkeys(training_group().parameters)
     command(**unsaid)
     assert heard == {}
-    command(**{**unsaid, "dropout": True, "gradient_checkpointing": True, "learning_rate": "0.3"})
-    assert heard == {"dropout": False, "gradient_checkpointing": True, "learning_rate": 0.3}
+    said = {"prune_prompts": True, "gradient_checkpointing": True, "learning_rate": "0.3"}
+    command(**{**unsaid, **said})
+    assert heard == {"prune_prompts": False, "gradient_checkpointing": True, "learning_rate": 0.3}
+    for way in (True, False):
+        heard.clear()
+        command(**{**unsaid, "dropout" if way else "no_dropout": True})
+        assert heard == {"dropout": way}
+    with pytest.raises(ConfigError, match="--dropout contradicts --no-dropout"):
+        command(**{**unsaid, "dropout": True, "no_dropout": True})
     heard.clear()
     command(**{**unsaid, "learning_rate": "0.4x", "epochs": 2.0})
     assert heard == {"learning_rate": "0.4x", "epochs": 2.0}

@@ -7,6 +7,7 @@ from transformers import FalconConfig, FalconForCausalLM
 import tiny
 from peft_smop.errors import ConfigError
 from peft_smop.lab import RunSpec, prepare
+from peft_smop.methods import METHODS
 from peft_smop.methods.backbones import drop_nothing
 
 FALCON = FalconConfig(  # which asks its configuration for rates in every pass
@@ -43,15 +44,40 @@ def test_a_model_that_drops_nothing_trains_as_it_answers(name):
     assert said(model.train(), made) == pytest.approx(answered, abs=1e-4)
 
 
-def test_a_run_may_train_without_it(toy_task, saved_models):
-    spec = {"task": str(toy_task), "model": saved_models["bert"], "method": {"name": "single"}}
-    with_it = prepare(RunSpec.of(spec)).model.train()
-    without = prepare(RunSpec.of({**spec, "training": {"dropout": False}})).model.train()
-    rates = [
-        {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
-        for model in (with_it, without)
-    ]
-    assert max(rates[0]) > 0
-    assert rates[1] == {0.0}
+def spec_of(toy_task, model, method, training):
+    content = {"task": str(toy_task), "model": model, "method": {"name": method}}
+    return RunSpec.of({**content, "training": training})
+
+
+PROMPTS = ("smop", "single", "told", "prompt-tuning", "p-tuning", "prefix-tuning")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("training", "drops"),
+    [
+        ({}, None),
+        ({"recipe": "paper"}, True),
+        ({"dropout": True}, True),
+        ({"dropout": False}, False),
+        ({"recipe": "paper", "dropout": False}, False),
+    ],
+)
+def test_prompts_are_trained_without_it_unless_the_recipe_is_the_paper_s(
+    toy_task, saved_models, method, training, drops
+):
+    spec = spec_of(toy_task, saved_models["bert"], method, training)
+    assert spec.dropout == (method not in PROMPTS if drops is None else drops)
+
+
+@pytest.mark.parametrize("training", [{}, {"dropout": True}])
+def test_a_run_s_backbone_drops_as_its_specification_says(toy_task, saved_models, training):
+    spec = spec_of(toy_task, saved_models["bert"], "single", training)
+    model = prepare(spec).model.train()
+    rates = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+    assert (max(rates) > 0) == spec.dropout == bool(training)
+
+
+def test_it_is_on_or_off(toy_task, saved_models):
     with pytest.raises(ConfigError, match="dropout"):
-        RunSpec.of({**spec, "training": {"dropout": 0.1}})
+        spec_of(toy_task, saved_models["bert"], "single", {"dropout": 0.1})

@@ -81,13 +81,25 @@ def method_group() -> Group:
 
 def _of_fields(kind: type, panel: str, without: Collection[str], defaults: bool) -> Group:
     shown = {field.name: field for field in fields_of(kind) if field.name not in without}
+    options: dict[str, OptionField] = {}
+    for name, field in shown.items():
+        options[name] = field
+        if field.kind == bool | None:  # columns for both ways would leave no room for names
+            about = f"without {field.help.split(';')[0]}"
+            options[f"no_{name}"] = OptionField(f"no_{name}", bool, False, about)
 
     def said(**given: Any) -> dict[str, Any]:
+        for refused in options.keys() - shown.keys():
+            name = refused.removeprefix("no_")
+            if given.pop(refused):
+                if given[name]:
+                    raise ConfigError(f"--{name} contradicts --no-{name}; give one of them")
+                given[name] = False
         return {
             name: _value(shown[name], value) for name, value in given.items() if value is not None
         }
 
-    return Group({name: _parameter(one, panel, defaults) for name, one in shown.items()}, said)
+    return Group({name: _parameter(one, panel, defaults) for name, one in options.items()}, said)
 
 
 def _value(field: OptionField, given: Any) -> Any:

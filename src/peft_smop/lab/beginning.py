@@ -38,13 +38,13 @@ class Begun:
     ) -> Training:
         """What the fit is given."""
         prepared, spec = self.prepared, self.spec
-        rate = {"learning_rate": spec.learning_rate}
+        meant = {"learning_rate": spec.learning_rate, "dropout": spec.dropout}
         return Training(
             model=prepared.model,
             formulation=prepared.formulation,
             train=prepared.train,
             validation=prepared.split.validation,
-            options=spec.training.model_copy(update=rate),
+            options=spec.training.model_copy(update=meant),
             seed=spec.seed,
             output=self.directory.checkpoints,
             resume=resume,

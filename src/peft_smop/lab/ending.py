@@ -93,6 +93,7 @@ def finish(begun: Begun, fitted: Fit, console: Console, *, packed: int = 1) -> R
             stopped_early=fitted.stopped_early,
             learning_rate=fitted.learning_rate,
             recipe=spec.training.recipe,
+            dropout=spec.dropout,
             revived_prompts=fitted.revived_prompts,
             seconds=round(seconds, 1),
             resumed=begun.resumed,

@@ -53,7 +53,7 @@ def prepare(spec: RunSpec) -> Prepared:
     # heads and PEFT's own prompts start from torch's global generator
     set_seed(spec.seed)
     backbone = load_backbone(
-        spec.model, labels=len(task.labels), dtype=spec.precision, dropout=spec.training.dropout
+        spec.model, labels=len(task.labels), dtype=spec.precision, dropout=spec.dropout
     )
     formulation = put(task, backbone, spec)
     formulation.populations = populations

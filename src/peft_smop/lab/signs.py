@@ -95,7 +95,7 @@ def signs_of(path: Path) -> Signs:
     after, routing = _prompts(trained.model), _routing(trained)
     loss_after = mean_loss(trained.model, trained.formulation, examples)
     loss_dropping = loss_after
-    if spec.training.dropout:
+    if spec.dropout:
         loss_dropping = mean_loss(trained.model, trained.formulation, examples, dropping=True)
     del trained  # one backbone at a time
     prepared = prepare(spec)

@@ -40,6 +40,12 @@ class RunSpec(BaseModel):
         return self.training.learning_rate or method_of(self.method).rates(self.training.recipe)[0]
 
     @property
+    def dropout(self) -> bool:
+        """Whether the backbone's own is on in training, as was asked for or by the recipe."""
+        asked = self.training.dropout
+        return method_of(self.method).drops(self.training.recipe) if asked is None else asked
+
+    @property
     def precision(self) -> str:
         """Of the backbone; bf16 weights would round most updates of full fine-tuning away."""
         asked = self.training.precision

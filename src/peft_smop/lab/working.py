@@ -153,7 +153,7 @@ def _of_a_pass(job: Job) -> tuple[object, ...]:
     """What runs that share a pass have in common."""
     spec, options = job.spec, job.spec.training
     data = (spec.task, spec.data, spec.preset, spec.model)
-    return (*data, options.max_length, options.precision, options.dropout,
+    return (*data, options.max_length, options.precision, spec.dropout,
             options.gradient_checkpointing)  # fmt: skip
 
 

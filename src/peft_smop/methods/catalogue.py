@@ -75,6 +75,8 @@ class Method:
     options: frozenset[str]
     rates: Callable[[str], tuple[Rate, ...]]
     """The learning rates of a recipe, the default first."""
+    drops: Callable[[str], bool]
+    """Whether the backbone's own dropout is on in training, by a recipe."""
     virtual_tokens: int = 0
     """The default length of the prompt before an input."""
 
@@ -174,6 +176,7 @@ METHODS: dict[str, Method] = {
         _CONFIGURE[name],
         said.options | (_kinds.keys() if said.routes else set()),
         said.rates,
+        said.drops,
         said.virtual_tokens,
     )
     for name, said in DESCRIBED.items()

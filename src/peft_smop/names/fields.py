@@ -57,7 +57,7 @@ class TrainingFields:
     batch_size: Annotated[int, Gt(0), Doc("examples in a step")] = 32
     recipe: Annotated[
         Literal["default", "paper"],
-        Doc("rates where none is given, on the backbone's scale or the paper's"),
+        Doc("rates and dropout where not given: as prompts learn best, or the paper's"),
     ] = "default"
     learning_rate: Annotated[
         Rate | None,
@@ -80,7 +80,10 @@ class TrainingFields:
     schedule: Annotated[
         Literal["linear", "constant_with_warmup", "cosine"], Doc("course of the learning rate")
     ] = "linear"
-    dropout: Annotated[bool, Doc("the backbone's own dropout, while something is trained")] = True
+    dropout: Annotated[
+        bool | None,
+        Doc("the backbone's own dropout in training; default: the recipe's, off for prompts"),
+    ] = None
     revive_dead_prompts: Annotated[bool, Doc("start prompts that get no rows anew")] = False
     refit_router: Annotated[
         bool,

@@ -18,8 +18,8 @@ ADDED_RATES = (3e-3, 1e-3, 3e-4)
 WHOLE_RATES = (1e-4, 3e-4, 1e-3)
 """Learning rates for all weights of a backbone, searched in this order."""
 RECIPES = ("default", "paper")
-"""By which a method is trained where nothing else is said: rates that go by the backbone's own
-scale, or the paper's protocol."""
+"""By which a method is trained where nothing else is said: prompts at rates that go by the
+backbone's own scale and without its dropout, or the paper's protocol."""
 
 Rate = float | str
 """A learning rate: a number, or a number of spreads of the backbone's embeddings, such as 0.4x."""
@@ -41,11 +41,20 @@ class Described:
     routes: bool = False
     default_rates: tuple[Rate, ...] = ()
     """Those of the default recipe, where they are others than the paper's."""
+    is_prompt: bool = False
+    """Whether it trains prompts, and leaves every weight of the backbone as it is."""
 
     def rates(self, recipe: str) -> tuple[Rate, ...]:
         """The learning rates of a recipe, the default first."""
         own = self.default_rates if recipe == "default" else ()
         return own or self.learning_rates
+
+    def drops(self, recipe: str) -> bool:
+        """Whether the backbone's own dropout is on in training, by a recipe.
+
+        A prompt has few numbers to overfit with, and every mask is noise in all that it says.
+        """
+        return recipe == "paper" or not self.is_prompt
 
 
 DESCRIBED: dict[str, Described] = {
@@ -55,6 +64,7 @@ DESCRIBED: dict[str, Described] = {
         PROMPT_RATES,
         virtual_tokens=5,
         default_rates=PROMPT_SPREADS,
+        is_prompt=True,
         routes=True,
     ),
     "single": Described(
@@ -63,6 +73,7 @@ DESCRIBED: dict[str, Described] = {
         PROMPT_RATES,
         virtual_tokens=5,
         default_rates=PROMPT_SPREADS,
+        is_prompt=True,
     ),
     "told": Described(
         "one soft prompt of l tokens for each sub-population, told which (a control)",
@@ -70,6 +81,7 @@ DESCRIBED: dict[str, Described] = {
         PROMPT_RATES,
         virtual_tokens=5,
         default_rates=PROMPT_SPREADS,
+        is_prompt=True,
     ),
     "prompt-tuning": Described(
         "one soft prompt of l tokens, PEFT's own",
@@ -77,6 +89,7 @@ DESCRIBED: dict[str, Described] = {
         PROMPT_RATES,
         virtual_tokens=5,
         default_rates=PROMPT_SPREADS,
+        is_prompt=True,
     ),
     "p-tuning": Described(
         "one soft prompt of l tokens behind an MLP (Liu et al., 2021)",
@@ -84,12 +97,14 @@ DESCRIBED: dict[str, Described] = {
         PROMPT_RATES,
         virtual_tokens=20,
         default_rates=NETWORK_RATES,
+        is_prompt=True,
     ),
     "prefix-tuning": Described(
         "trained keys and values before every layer's own (Li and Liang, 2021)",
         frozenset({"num_virtual_tokens"}),
         PROMPT_RATES,
         virtual_tokens=20,
+        is_prompt=True,
     ),
     "lora": Described(
         "low-rank changes of the queries' and values' weights (Hu et al., 2022)",

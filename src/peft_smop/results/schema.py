@@ -55,6 +55,8 @@ class TrainingTold(_Told):
     learning_rate: float
     recipe: str = "paper"
     """What was meant where nothing was said; there was only the paper's at first."""
+    dropout: bool = True
+    """Whether the backbone's own was on, if it has any."""
     revived_prompts: int
     seconds: float
     resumed: bool
