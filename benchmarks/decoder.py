@@ -67,7 +67,8 @@ def measure(given: Namespace) -> Result:
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
     config = AutoConfig.for_model(**SHAPES[given.model], tie_word_embeddings=True, **special)
     dtype = getattr(torch, given.dtype or ("bfloat16" if given.device == "cuda" else "float32"))
-    bare = AutoModelForCausalLM.from_config(config).requires_grad_(False).train().to(given.device, dtype)
+    bare = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    bare.train().to(given.device, dtype)
     split, formulation = bench.load_rows(given, given.task, bare)
     features = [formulation.encode(example) for example in split.train[: given.rows]]
     peft = bench.adapted(bare, "prompt-tuning", kind="CAUSAL_LM", num_virtual_tokens=5)
