@@ -160,8 +160,11 @@ def dropping(tmp_path_factory):
         ({"method": {"init": "normal", "init_std": 100.0}}, "prompts started too wide"),
         ({"max_steps": 10, "eval_steps": 5}, "too few steps"),
         ({"max_length": 6}, "inputs are cut"),
-        ({"model": "dropping"}, "the backbone's dropout hides what prompts do"),
-        ({"model": "dropping", "dropout": False}, None),
+        (
+            {"model": "dropping", "dropout": True},
+            "the backbone's dropout hides what prompts do",
+        ),
+        ({"model": "dropping"}, None),
         ({"method": {"name": "lora"}, "learning_rate": 1e-7}, "the learning rate is too low"),
     ],
 )
@@ -178,7 +181,7 @@ def test_the_command_says_what_to_do(small, tmp_path):
     found = CliRunner().invoke(app, ["doctor", str(where)])
     assert found.exit_code == 0
     assert "the learning rate is too high" in found.output
-    assert "--lr 0.5" in found.output
+    assert "--lr 2\n" in found.output
 
 
 def test_what_is_no_finished_run_is_refused(small, tmp_path):
