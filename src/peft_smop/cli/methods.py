@@ -76,6 +76,8 @@ def _print_one(console: Console, one: Listed) -> None:
     for recipe in RECIPES:
         rates = ", ".join(map(str, method.rates(recipe)))
         console.print(f"learning rates, recipe {recipe}: {rates} (the first is the default)")
+        dropout = "on" if method.drops(recipe) else "off"
+        console.print(f"backbone's dropout, recipe {recipe}: {dropout}")
     own = [field for name, field in OPTIONS.items() if name in method.options]
     for title, fields in (
         ("Options of the method", own),

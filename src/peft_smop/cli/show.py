@@ -110,7 +110,8 @@ def print_result(console: Console, result: RunResult, where: Path) -> None:
         f"validation {result.validation.score:.1f} at step {training.best_step}"
         f" of {training.steps} ({stopped}, {training.seconds:.0f} s{since})",
         f"trained {parameters.trainable:,} parameters, {parameters.percentage:.4f} %,"
-        f" at a learning rate of {training.learning_rate:g} (recipe {training.recipe})",
+        f" at a learning rate of {training.learning_rate:g} (recipe {training.recipe}),"
+        f" the backbone's dropout {'on' if training.dropout else 'off'}",
         f"backbone in {environment['precision']} on {environment['device']},"
         f" {environment['attention']} attention",
     ]
