@@ -15,18 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft_smop.errors import RunError
-from peft_smop.names import DESCRIBED
+from peft_smop.names import DESCRIBED, PROMPT_SPREADS
 from peft_smop.plain_yaml import read_yaml
 from peft_smop.report import Difference, outcomes_of, paired_bootstrap
 from peft_smop.report.paper import key_of, label_of
 from peft_smop.results import RunDirectory, read_text
-from peft_smop.training import TrainingOptions
+from peft_smop.training import TrainingOptions, absolute_rate
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
@@ -45,6 +45,22 @@ NOT_NAMED = {
 }
 """Training options that are told apart otherwise, or change no result."""
 
+
+class Backbone(NamedTuple):
+    """What a recipe goes by."""
+
+    spread: float
+    """The standard deviation of its embeddings."""
+    drops: bool
+    """Whether it has dropout of its own."""
+
+
+BACKBONES = {
+    "embedded": Backbone(1.3253, drops=False),
+    "minilm-l6": Backbone(0.0537, drops=True),
+    "smollm2-135m": Backbone(0.136, drops=False),
+}
+
 Run = dict[str, Any]
 Record = dict[str, Any]
 
@@ -58,7 +74,8 @@ def run_of(path: Path) -> tuple[Run, Record]:
     usual = TrainingOptions().model_dump()
     asked = training.get("dropout")
     drops = result.training.dropout if asked is None else asked
-    recipe_drops = DESCRIBED[result.method["name"]].drops(result.training.recipe)
+    meant = DESCRIBED[result.method["name"]].drops(result.training.recipe)
+    model = Path(result.model).name
     outcomes = {example: pair for (_, example), pair in sorted(outcomes_of([path]).items())}
     run = {
         "name": label_of(key_of(result.method)),
@@ -69,7 +86,7 @@ def run_of(path: Path) -> tuple[Run, Record]:
             if name not in NOT_NAMED and value != usual.get(name)
         }
         | {name: spec[name] for name in OF_DATA if spec.get(name) not in (None, [], ())}
-        | ({} if drops == recipe_drops else {"dropout": drops}),
+        | ({"dropout": drops} if drops != meant and _has_dropout(model) else {}),
         "rate": result.training.learning_rate,
         "steps": training.get("max_steps") or result.training.steps,
         "evaluated_every": training.get("eval_steps"),
@@ -89,7 +106,7 @@ def run_of(path: Path) -> tuple[Run, Record]:
     }
     record = {
         "task": Path(result.task).stem,
-        "model": Path(result.model).name,
+        "model": model,
         "metric": result.test.metric,
         "labels": len(directory.read_task()["labels"]),
         "truth": {str(result.seed): [truth for truth, _ in outcomes.values()]},
@@ -215,32 +232,50 @@ def difference(record: Record, first: Sequence[Run], other: Sequence[Run]) -> Di
 
 
 def recipes(records: Iterable[Record]) -> str:
-    """One prompt by the paper's recipe and by the default one, as validation sees them."""
-    rows = []
+    """One prompt at every rate, with the backbone's dropout and without, as validation sees it."""
+    rows: list[str] = []
     for record in records:
-        by_name: dict[tuple[str, int], dict[str, list[Run]]] = {}
-        for run in sorted(record["runs"], key=_identity):
-            if run["name"].startswith("single") and not run["options"]:
-                of_name = by_name.setdefault((run["name"], run["steps"]), {})
-                of_name.setdefault(run["recipe"], []).append(run)
-        for (name, steps), found in by_name.items():
-            if set(found) == {"paper", "default"}:
-                cells = [
-                    _validation(_best_rate(found[recipe])[0]) for recipe in sorted(found)[::-1]
-                ]
-                majority = mean(run["majority"] for run in record["runs"])
-                said = f"{record['task']}, {record['model']}, {majority:.1f}"
-                rows.append(f"| {said} | {name} | {steps} | {' | '.join(cells)} |")
+        trials: dict[tuple[str, int], dict[tuple[float, bool], dict[int, Run]]] = {}
+        # one training may be told by its recipe or by its options; the latter is kept
+        for run in sorted(record["runs"], key=_identity, reverse=True):
+            if run["name"].startswith("single") and run["options"].keys() <= {"dropout"}:
+                drops = _has_dropout(record["model"]) and _drops(run)
+                of_name = trials.setdefault((run["name"], run["steps"]), {})
+                of_name.setdefault((run["rate"], drops), {})[run["seed"]] = run
+        majority = mean(run["majority"] for run in record["runs"])
+        for (name, steps), found in sorted(trials.items()):
+            if len(found) > 1:
+                said = f"{record['task']}, {record['model']}, {majority:.1f} | {name} | {steps:,}"
+                rows += _tried(record["model"], said, found)
     head = (
-        "| task, backbone, majority | method | steps | recipe `paper`: rate, validation |"
-        " recipe `default`: rate, validation |\n| --- | --- | --- | --- | --- |"
+        "| task, backbone, majority | method | steps | rate | dropout | recipe |"
+        " validation, by seed | mean |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     return "\n".join([head, *rows])
 
 
-def _validation(runs: Sequence[Run]) -> str:
-    each = ", ".join(f"{score:.1f}" for score in _validations(runs))
-    return f"{runs[0]['rate']:g}: {each}"
+def _tried(
+    model: str, said: str, found: Mapping[tuple[float, bool], Mapping[int, Run]]
+) -> Iterator[str]:
+    for (rate, drops), runs in sorted(found.items()):
+        dropout = ("on" if drops else "off") if _has_dropout(model) else "none"
+        is_paper = rate == 0.5 and dropout != "off"
+        is_default = rate == absolute_rate(PROMPT_SPREADS[0], BACKBONES[model].spread) and not drops
+        recipe = ", ".join(["paper"] * is_paper + ["default"] * is_default)
+        each = {seed: runs[seed]["validation"] for seed in sorted(runs)}
+        by_seed = ", ".join(f"{seed}: {score:.1f}" for seed, score in each.items())
+        cells = (said, f"{rate:g}", dropout, recipe, by_seed, f"{mean(each.values()):.1f}")
+        yield f"| {' | '.join(cells)} |"
+
+
+def _has_dropout(model: str) -> bool:
+    return model not in BACKBONES or BACKBONES[model].drops
+
+
+def _drops(run: Run) -> bool:
+    """Whether the backbone's dropout was on while one prompt was trained."""
+    drops: bool = run["options"].get("dropout", DESCRIBED["single"].drops(run["recipe"]))
+    return drops
 
 
 def tables_of(records: Mapping[str, Record]) -> dict[str, str]:
