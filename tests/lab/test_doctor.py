@@ -181,7 +181,7 @@ def test_the_command_says_what_to_do(small, tmp_path):
     found = CliRunner().invoke(app, ["doctor", str(where)])
     assert found.exit_code == 0
     assert "the learning rate is too high" in found.output
-    assert "--lr 1\n" in found.output
+    assert "--lr 2\n" in found.output
 
 
 def test_what_is_no_finished_run_is_refused(small, tmp_path):

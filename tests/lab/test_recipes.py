@@ -15,9 +15,9 @@ from peft_smop.tuner.initialisation import spread_of
     ("rate", "spread", "expected"),
     [
         ("0.4x", 1.3253, 0.5),  # 0.5301
-        ("1x", 1.3253, 1.0),
-        ("1x", 0.0537, 0.05),
-        ("1x", 0.136, 0.1),
+        ("1.5x", 1.3253, 2.0),  # 1.9880
+        ("1.5x", 0.0537, 0.08),  # 0.0806
+        ("1.5x", 0.136, 0.2),  # 0.2040
         ("1x", 0.25, 0.2),
         ("1.5x", 9.0, 10.0),  # 13.5
         (0.3, 9.0, 0.3),
@@ -53,7 +53,7 @@ def test_a_run_has_its_recipes_rate_and_says_so(toy_task, saved_models, tmp_path
     model = saved_models["bert"]
     result = run(spec(toy_task, model, method, recipe=recipe), tmp_path / "run")
     bare = AutoModelForSequenceClassification.from_pretrained(model).get_input_embeddings()
-    own = float(f"{spread_of(bare):.1g}")
+    own = float(f"{1.5 * spread_of(bare):.1g}")
     of_weights = {"default": 3e-3, "paper": 1e-4}[recipe]
     of_prompts = {"default": own, "paper": 0.5}[recipe]
     wanted = of_weights if method == "lora-8" else of_prompts
@@ -93,4 +93,4 @@ def test_a_search_has_as_many_rates_by_either_recipe():
     for name in ("smop", "single", "prompt-tuning-20", "p-tuning-20", "lora-8", "full"):
         assert len(variant(name).rates("default")) == len(variant(name).rates("paper"))
     assert variant("smop").rates("paper") == (0.5, 0.3, 0.1)
-    assert variant("smop").rates("default")[0] == "1x"
+    assert variant("smop").rates("default")[0] == "1.5x"

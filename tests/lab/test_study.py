@@ -25,7 +25,7 @@ def test_every_method_gets_every_seed_and_finished_runs_are_not_run_again(
     assert list(groups) == ["smop", "lora-8"]
     specs = [[RunSpec.load(path / "spec.yaml") for path in paths] for paths in groups.values()]
     assert [[s.seed for s in each] for each in specs] == [[0, 1], [0, 1]]
-    assert [each[0].training.learning_rate for each in specs] == ["1x", 3e-3]
+    assert [each[0].training.learning_rate for each in specs] == ["1.5x", 3e-3]
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
     assert len(written) == 4
     again = study(setting, chosen, seeds=[0, 1, 2], trials=1, output=tmp_path)
@@ -51,7 +51,7 @@ def test_the_rate_is_chosen_by_validation_on_the_first_seed_and_the_log_says_wha
     log = json.loads((tmp_path / "search.json").read_text())
     assert [len(entry["trials"]) for entry in log["methods"]] == [3, 3]
     assert [entry["method"] for entry in log["methods"]] == ["smop", "full"]
-    assert [t["learning_rate"] for t in log["methods"][0]["trials"]] == ["1x", "0.4x", "4x"]
+    assert [t["learning_rate"] for t in log["methods"][0]["trials"]] == ["1.5x", "0.4x", "4x"]
     for entry, paths in zip(log["methods"], groups.values(), strict=True):
         best = max(entry["trials"], key=lambda trial: trial["validation"])
         assert entry["chosen"] == best["learning_rate"]
@@ -144,7 +144,7 @@ def test_a_rate_that_diverges_is_logged_and_another_one_is_chosen(
     original = module.run
 
     def diverges(spec, *args, **kwargs):
-        if spec.training.learning_rate == "1x":
+        if spec.training.learning_rate == "1.5x":
             raise DivergedError("the loss became nan")
         return original(spec, *args, **kwargs)
 
@@ -155,7 +155,7 @@ def test_a_rate_that_diverges_is_logged_and_another_one_is_chosen(
     )  # fmt: skip
     entry = json.loads((tmp_path / "search.json").read_text())["methods"][0]
     assert entry["trials"][0] == {
-        "learning_rate": "1x",
+        "learning_rate": "1.5x",
         "validation": None,
         "diverged": "the loss became nan",
     }

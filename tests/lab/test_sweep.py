@@ -57,7 +57,7 @@ def test_rates_are_searched_over_each_kind_s_own():
     for job in jobs:
         found.setdefault(job.name, []).append(job.spec.learning_rate)
     assert found == {
-        "smop": ["1x", "0.4x", "4x"],
+        "smop": ["1.5x", "0.4x", "4x"],
         "lora-8": [3e-3, 1e-3, 3e-4],
         "smop:lr=0.2": [0.2],
     }
@@ -157,7 +157,7 @@ def test_names_are_those_of_their_content():
     one, other = jobs_of({"task": "cb", "training": {"batch_size": [8, 16]}})
     assert one.directory != other.directory
     assert one.directory == run_name(one.spec, one.name)
-    assert one.directory.startswith("cb-t5-base-smop-lr1x-s0-")
+    assert one.directory.startswith("cb-t5-base-smop-lr1.5x-s0-")
 
 
 def small_jobs(small_medley, count, **training):

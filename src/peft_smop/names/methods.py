@@ -8,7 +8,7 @@ PROMPT_RATES = (0.5, 0.3, 0.1)
 """The paper's learning rates for prompts (appendix C), searched in this order."""
 WEIGHT_RATES = (1e-4, 5e-5, 1e-5)
 """The paper's learning rates for adapters and for full fine-tuning (appendix C)."""
-PROMPT_SPREADS = ("1x", "0.4x", "4x")
+PROMPT_SPREADS = ("1.5x", "0.4x", "4x")
 """Learning rates for prompts in spreads of the backbone's embeddings, searched in this order: what
 is far for one backbone's embeddings is nothing for another's (`docs/runs.md`)."""
 NETWORK_RATES = (1e-2, 3e-3, 3e-2)
