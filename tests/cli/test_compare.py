@@ -90,7 +90,7 @@ def test_train_takes_a_short_name_and_any_other_option(smop, toy_task, saved_mod
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     given = {key: value for key, value in result["method"].items() if value is not None}
     assert given == {"name": "smop", "top_k": 2, "z_loss": 0.001}
-    assert "at a learning rate of 0.5 (recipe paper)" in out
+    assert "at a learning rate of 0.5 (recipe paper, dropout on)" in out
 
 
 def test_training_options_after_a_name_are_the_run_s(smop, toy_task, saved_models, tmp_path):

@@ -81,6 +81,16 @@ def test_every_cause_is_told_alone(spoiled, cause):
     assert causes(replace(GOOD, **spoiled)) == [cause]
 
 
+@pytest.mark.parametrize("rate", [0.0005, 0.05, 0.5, 2.0, 5.0, 50.0])
+@pytest.mark.parametrize("moved", [0.01, 60.0])
+def test_the_rate_that_is_named_lies_where_it_says(rate, moved):
+    unlearned = {"loss_after": 4.9, "loss_dropping": 4.9, "learning_rate": rate}
+    (finding,) = diagnose(replace(GOOD, **unlearned, scale=PromptScale(1.0, 1.0, moved)))
+    named = float(finding.remedy.split("--lr ")[1])
+    assert (named < rate) == finding.remedy.startswith("lower") == (moved > 1)
+    assert (named > rate) == finding.remedy.startswith("raise") == (moved < 1)
+
+
 @pytest.mark.parametrize(
     "sound",
     [

@@ -102,6 +102,7 @@ def print_split(
 def print_result(console: Console, result: RunResult, where: Path) -> None:
     """Tell what a finished run came to."""
     training, parameters, environment = result.training, result.parameters, result.environment
+    drops = {None: "", True: ", dropout on", False: ", dropout off"}[training.dropout]
     stopped = "stopped early" if training.stopped_early else "ran to its end"
     since = " since it was resumed" if training.resumed else ""
     lines = [
@@ -110,8 +111,7 @@ def print_result(console: Console, result: RunResult, where: Path) -> None:
         f"validation {result.validation.score:.1f} at step {training.best_step}"
         f" of {training.steps} ({stopped}, {training.seconds:.0f} s{since})",
         f"trained {parameters.trainable:,} parameters, {parameters.percentage:.4f} %,"
-        f" at a learning rate of {training.learning_rate:g} (recipe {training.recipe}),"
-        f" the backbone's dropout {'on' if training.dropout else 'off'}",
+        f" at a learning rate of {training.learning_rate:g} (recipe {training.recipe}{drops})",
         f"backbone in {environment['precision']} on {environment['device']},"
         f" {environment['attention']} attention",
     ]

@@ -38,13 +38,12 @@ class Begun:
     ) -> Training:
         """What the fit is given."""
         prepared, spec = self.prepared, self.spec
-        meant = {"learning_rate": spec.learning_rate, "dropout": spec.dropout}
         return Training(
             model=prepared.model,
             formulation=prepared.formulation,
             train=prepared.train,
             validation=prepared.split.validation,
-            options=spec.training.model_copy(update=meant),
+            options=spec.training,
             seed=spec.seed,
             output=self.directory.checkpoints,
             resume=resume,
@@ -62,6 +61,7 @@ def begin(spec: RunSpec, directory: RunDirectory, *, resume: bool, overwrite: bo
         SMoPError: the specification, the data, the model or the directory are not usable.
     """
     directory.check(resume=resume, overwrite=overwrite)
+    spec = spec.resolved()
     if resume and directory.spec.is_file():
         spec = _taken_up(spec, directory)
     prepared = prepare(spec)
@@ -89,7 +89,7 @@ def finished(spec: RunSpec, directory: RunDirectory) -> RunResult | None:
     """
     if not directory.is_finished:
         return None
-    before = RunSpec.load(directory.spec)
+    before, spec = RunSpec.load(directory.spec), spec.resolved()
     result = directory.read_result()
     if _lengthened(before, spec):
         return None
@@ -112,6 +112,11 @@ def check_same(before: RunSpec, now: RunSpec, place: Path) -> None:
         if isinstance(was, dict) and isinstance(wanted, dict):
             key = next(k for k in wanted if wanted[k] != was.get(k))
             was, wanted = was.get(key), wanted[key]
+            if was is None and key in ("learning_rate", "dropout"):
+                raise ConfigError(
+                    f"{place} does not say its {key}: it was started by a version of which a recipe"
+                    " may have meant another; go on with that version, or use --overwrite"
+                )
         raise ConfigError(
             f"{place} was started with {key}={shown(was)}, not {shown(wanted)};"
             " resume with the options it was started with, or use --overwrite"

@@ -91,8 +91,10 @@ def _rate(signs: Signs) -> Finding | None:
     went, how = "", f"{direction} it tenfold"
     if moved is not None:
         went = f"prompts went {moved:.2g} spreads of the embeddings far, and "
-        instead = absolute_rate(PROMPT_SPREADS[0], signs.spread)
-        how = f"{direction} it, to the default of {PROMPT_SPREADS[0][:-1]} of those spreads"
+        usual = absolute_rate(PROMPT_SPREADS[0], signs.spread)
+        if (usual < signs.learning_rate) == (direction == "lower") and usual != signs.learning_rate:
+            instead = usual
+            how = f"{direction} it, to the default of {PROMPT_SPREADS[0][:-1]} of those spreads"
     return Finding(
         f"the learning rate is too {too}",
         f"in {signs.steps} steps at {signs.learning_rate:g} {went}the loss went from"

@@ -92,10 +92,15 @@ def signs_of(path: Path) -> Signs:
             " trained; restore them, or train again"
         )
     examples = _spread_out(part.train)
-    after, routing = _prompts(trained.model), _routing(trained)
+    # of a network's prompts what was trained has no scale of its own
+    has_scale = spec.method.name not in ("p-tuning", "prefix-tuning")
+    after, routing = _prompts(trained.model) if has_scale else None, _routing(trained)
     loss_after = mean_loss(trained.model, trained.formulation, examples)
     loss_dropping = loss_after
-    if spec.dropout:
+    drops = result.training.dropout
+    if drops is None:  # of an older version, which left it on unless it was told
+        drops = spec.training.dropout is not False
+    if drops:
         loss_dropping = mean_loss(trained.model, trained.formulation, examples, dropping=True)
     del trained  # one backbone at a time
     prepared = prepare(spec)

@@ -45,6 +45,11 @@ class RunSpec(BaseModel):
         asked = self.training.dropout
         return method_of(self.method).drops(self.training.recipe) if asked is None else asked
 
+    def resolved(self) -> RunSpec:
+        """With what its recipe means by options that were not said, to be kept: recipes change."""
+        meant = {"learning_rate": self.learning_rate, "dropout": self.dropout}
+        return self.model_copy(update={"training": self.training.model_copy(update=meant)})
+
     @property
     def precision(self) -> str:
         """Of the backbone; bf16 weights would round most updates of full fine-tuning away."""

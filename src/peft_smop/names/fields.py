@@ -50,7 +50,7 @@ class MethodFields:
 
 
 class TrainingFields:
-    """Optimisation, stopping and batching; the defaults are the paper's (appendix C)."""
+    """Optimisation, stopping and batching; most defaults are the paper's (appendix C)."""
 
     epochs: Annotated[float, Gt(0), Doc("most passes over the training examples")] = 50
     max_steps: Annotated[int | None, Gt(0), Doc("most steps; overrides epochs")] = None

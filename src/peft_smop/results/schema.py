@@ -55,8 +55,8 @@ class TrainingTold(_Told):
     learning_rate: float
     recipe: str = "paper"
     """What was meant where nothing was said; there was only the paper's at first."""
-    dropout: bool = True
-    """Whether the backbone's own was on, if it has any."""
+    dropout: bool | None = None
+    """Whether the backbone's own was on, if it has any; None: an older version did not tell."""
     revived_prompts: int
     seconds: float
     resumed: bool
