@@ -186,12 +186,15 @@ def test_what_was_tried_with_one_prompt_is_told_by_rate_and_dropout(tables):
         told_run(0, None, name="single l=20"),
     )
     head = {"task": "toy", "model": "minilm-l6"}
-    said = "| toy, minilm-l6, 50.0 | single l=5 | 1,000 "
+    said = "| toy, minilm-l6, 50.0 | single l=5 | 1,000, 250 "
     assert tables.recipes([{**recorded(*tried), **head}]).splitlines()[2:] == [
         f"{said}| 0.08 | off | default | 0: 70.0, 1: 72.0 | 71.0 |",
         f"{said}| 0.08 | on |  | 0: 60.0 | 60.0 |",
         f"{said}| 0.5 | on | paper | 1: 50.0 | 50.0 |",
     ]
+    # of an unknown backbone no rate is the default
+    head, unknown = {**head, "model": "other"}, said.replace("minilm-l6", "other")
+    assert f"{unknown}| 0.08 | off |  |" in tables.recipes([{**recorded(*tried), **head}])
     # what drops nothing by itself has one row for each rate
     head, said = {**head, "model": "smollm2-135m"}, said.replace("minilm-l6", "smollm2-135m")
     assert tables.recipes([{**recorded(*tried[2:4], told_run(0, None)), **head}]).splitlines()[

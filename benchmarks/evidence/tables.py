@@ -235,20 +235,21 @@ def recipes(records: Iterable[Record]) -> str:
     """One prompt at every rate, with the backbone's dropout and without, as validation sees it."""
     rows: list[str] = []
     for record in records:
-        trials: dict[tuple[str, int], dict[tuple[float, bool], dict[int, Run]]] = {}
-        # one training may be told by its recipe or by its options; the latter is kept
-        for run in sorted(record["runs"], key=_identity, reverse=True):
+        trials: dict[tuple[str, str], dict[tuple[float, bool], dict[int, Run]]] = {}
+        # one training may be told by its recipe or by its options; the former is kept
+        for run in sorted(record["runs"], key=_identity):
             if run["name"].startswith("single") and run["options"].keys() <= {"dropout"}:
                 drops = _has_dropout(record["model"]) and _drops(run)
-                of_name = trials.setdefault((run["name"], run["steps"]), {})
+                steps = f"{run['steps']:,}, {run['evaluated_every']}"
+                of_name = trials.setdefault((run["name"], steps), {})
                 of_name.setdefault((run["rate"], drops), {})[run["seed"]] = run
         majority = mean(run["majority"] for run in record["runs"])
         for (name, steps), found in sorted(trials.items()):
             if len(found) > 1:
-                said = f"{record['task']}, {record['model']}, {majority:.1f} | {name} | {steps:,}"
+                said = f"{record['task']}, {record['model']}, {majority:.1f} | {name} | {steps}"
                 rows += _tried(record["model"], said, found)
     head = (
-        "| task, backbone, majority | method | steps | rate | dropout | recipe |"
+        "| task, backbone, majority | method | steps, every | rate | dropout | recipe |"
         " validation, by seed | mean |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     return "\n".join([head, *rows])
@@ -260,7 +261,8 @@ def _tried(
     for (rate, drops), runs in sorted(found.items()):
         dropout = ("on" if drops else "off") if _has_dropout(model) else "none"
         is_paper = rate == 0.5 and dropout != "off"
-        is_default = rate == absolute_rate(PROMPT_SPREADS[0], BACKBONES[model].spread) and not drops
+        usual = model in BACKBONES and absolute_rate(PROMPT_SPREADS[0], BACKBONES[model].spread)
+        is_default = rate == usual and not drops
         recipe = ", ".join(["paper"] * is_paper + ["default"] * is_default)
         each = {seed: runs[seed]["validation"] for seed in sorted(runs)}
         by_seed = ", ".join(f"{seed}: {score:.1f}" for seed, score in each.items())
