@@ -94,3 +94,30 @@ def test_a_search_has_as_many_rates_by_either_recipe():
         assert len(variant(name).rates("default")) == len(variant(name).rates("paper"))
     assert variant("smop").rates("paper") == (0.5, 0.3, 0.1)
     assert variant("smop").rates("default")[0] == "1.5x"
+
+
+def test_a_run_keeps_what_its_recipe_meant(toy_task, saved_models, tmp_path):
+    asked = spec(toy_task, saved_models["bert"])
+    first = run(asked, tmp_path / "run")
+    kept = RunSpec.load(tmp_path / "run" / "spec.yaml").training
+    assert (kept.learning_rate, kept.dropout) == ("1.5x", False)
+    assert run(asked, tmp_path / "run", resume=True) == first
+    # said is as good as meant
+    said = spec(toy_task, saved_models["bert"], learning_rate="1.5x", dropout=False)
+    assert run(said, tmp_path / "run", resume=True) == first
+
+
+@pytest.mark.parametrize("option", ["learning_rate", "dropout"])
+def test_a_run_of_a_version_that_did_not_keep_it_is_not_gone_on_with(
+    toy_task, saved_models, tmp_path, option
+):
+    asked = spec(toy_task, saved_models["bert"])
+    run(asked, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    place = tmp_path / "run" / "spec.yaml"
+    lines = place.read_text().splitlines()
+    old = [f"  {option}: null" if line.startswith(f"  {option}:") else line for line in lines]
+    assert old != lines
+    place.write_text("\n".join(old))
+    with pytest.raises(ConfigError, match=f"does not say its {option}"):
+        run(asked, tmp_path / "run", resume=True)
