@@ -94,7 +94,7 @@ def test_parts_of_an_adapter_have_learning_rates_of_their_own(small_medley, tmp_
     monkeypatch.setattr(ScoringTrainer, "create_optimizer", remembered)
     wanted = spec(small_medley, "smop-residual", router_learning_rate=0.02, warmup_ratio=0.0)
     run(wanted, tmp_path / "run")
-    assert seen["default.prompts"] == 0.5
+    assert seen["default.prompts"] == 2.0
     assert seen["default.router"] == 0.02
     networks = {rate for name, rate in seen.items() if ".network." in name}
     assert networks == {0.001}
