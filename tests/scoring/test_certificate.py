@@ -108,7 +108,7 @@ def test_the_command_prints_writes_and_draws(smop, toy_task, saved_models, tmp_p
     run = tmp_path / "run"
     code, _, err = smop(
         "train", "--task", toy_task, "--model", saved_models["t5"], "--method",
-        "smop-posterior:k=2", "--max-steps", 2, "--output", run,
+        "smop-posterior:k=2", "--max-steps", 2, "--lr", "0.4x", "--dropout", "--output", run,
     )  # fmt: skip
     assert code == 0, err
     code, out, err = smop("routes", run, "--output", tmp_path / "routes")
