@@ -72,8 +72,7 @@ def run_of(path: Path) -> tuple[Run, Record]:
     spec = read_yaml(read_text(directory.spec, "a run's specification"))
     training = spec["training"]
     usual = TrainingOptions().model_dump()
-    asked = training.get("dropout")
-    drops = result.training.dropout if asked is None else asked
+    drops = training.get("dropout", True)
     meant = DESCRIBED[result.method["name"]].drops(result.training.recipe)
     model = Path(result.model).name
     outcomes = {example: pair for (_, example), pair in sorted(outcomes_of([path]).items())}

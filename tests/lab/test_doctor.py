@@ -176,6 +176,8 @@ def dropping(tmp_path_factory):
         ),
         ({"model": "dropping"}, None),
         ({"method": {"name": "lora"}, "learning_rate": 1e-7}, "the learning rate is too low"),
+        # whose prompts come from a network, and have no scale of their own
+        ({"method": {"name": "p-tuning"}, "learning_rate": 1e-7}, "the learning rate is too low"),
     ],
 )
 def test_a_spoiled_run_is_seen_through(small, dropping, tmp_path, spoiled, cause):

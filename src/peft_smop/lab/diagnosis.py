@@ -92,7 +92,7 @@ def _rate(signs: Signs) -> Finding | None:
     if moved is not None:
         went = f"prompts went {moved:.2g} spreads of the embeddings far, and "
         usual = absolute_rate(PROMPT_SPREADS[0], signs.spread)
-        if (usual < signs.learning_rate) == (direction == "lower") and usual != signs.learning_rate:
+        if usual < signs.learning_rate if too == "high" else usual > signs.learning_rate:
             instead = usual
             how = f"{direction} it, to the default of {PROMPT_SPREADS[0][:-1]} of those spreads"
     return Finding(

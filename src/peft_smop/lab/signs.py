@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PromptEmbedding
 from torch import Tensor, nn
 
 from peft_smop.errors import CheckpointError, RunError
@@ -92,15 +93,10 @@ def signs_of(path: Path) -> Signs:
             " trained; restore them, or train again"
         )
     examples = _spread_out(part.train)
-    # of a network's prompts what was trained has no scale of its own
-    has_scale = spec.method.name not in ("p-tuning", "prefix-tuning")
-    after, routing = _prompts(trained.model) if has_scale else None, _routing(trained)
+    after, routing = _prompts(trained.model), _routing(trained)
     loss_after = mean_loss(trained.model, trained.formulation, examples)
     loss_dropping = loss_after
-    drops = result.training.dropout
-    if drops is None:  # of an older version, which left it on unless it was told
-        drops = spec.training.dropout is not False
-    if drops:
+    if spec.training.dropout is not False:  # versions that did not keep it left it on
         loss_dropping = mean_loss(trained.model, trained.formulation, examples, dropping=True)
     del trained  # one backbone at a time
     prepared = prepare(spec)
@@ -193,7 +189,7 @@ def _spread_out(examples: Sequence[Example]) -> list[Example]:
 
 
 def _prompts(model: nn.Module) -> Tensor | None:
-    """A copy of an adapted model's prompts, in one tensor."""
+    """A copy of an adapted model's prompts, in one tensor; None: it has none of its own scale."""
     adapter = SMoPModel.adapter_of(model)
     if adapter is not None:
         with torch.no_grad():
@@ -202,8 +198,9 @@ def _prompts(model: nn.Module) -> Tensor | None:
     if not encoder:
         return None
     name = next(iter(encoder))
-    weight = getattr(encoder[name].embedding, "weight", None)
-    return None if weight is None else weight.detach().float().cpu().clone()
+    if not isinstance(encoder[name], PromptEmbedding):  # a network's input is no prompt
+        return None
+    return encoder[name].embedding.weight.detach().float().cpu().clone()
 
 
 def _routing(trained: Trained) -> str | None:

@@ -41,8 +41,6 @@ class Described:
     routes: bool = False
     default_rates: tuple[Rate, ...] = ()
     """Those of the default recipe, where they are others than the paper's."""
-    is_prompt: bool = False
-    """Whether it trains prompts, and leaves every weight of the backbone as it is."""
 
     def rates(self, recipe: str) -> tuple[Rate, ...]:
         """The learning rates of a recipe, the default first."""
@@ -54,7 +52,7 @@ class Described:
 
         A prompt has few numbers to overfit with, and every mask is noise in all that it says.
         """
-        return recipe == "paper" or not self.is_prompt
+        return recipe == "paper" or self.learning_rates != PROMPT_RATES
 
 
 DESCRIBED: dict[str, Described] = {
@@ -64,7 +62,6 @@ DESCRIBED: dict[str, Described] = {
         PROMPT_RATES,
         virtual_tokens=5,
         default_rates=PROMPT_SPREADS,
-        is_prompt=True,
         routes=True,
     ),
     "single": Described(
@@ -73,7 +70,6 @@ DESCRIBED: dict[str, Described] = {
         PROMPT_RATES,
         virtual_tokens=5,
         default_rates=PROMPT_SPREADS,
-        is_prompt=True,
     ),
     "told": Described(
         "one soft prompt of l tokens for each sub-population, told which (a control)",
@@ -81,7 +77,6 @@ DESCRIBED: dict[str, Described] = {
         PROMPT_RATES,
         virtual_tokens=5,
         default_rates=PROMPT_SPREADS,
-        is_prompt=True,
     ),
     "prompt-tuning": Described(
         "one soft prompt of l tokens, PEFT's own",
@@ -89,7 +84,6 @@ DESCRIBED: dict[str, Described] = {
         PROMPT_RATES,
         virtual_tokens=5,
         default_rates=PROMPT_SPREADS,
-        is_prompt=True,
     ),
     "p-tuning": Described(
         "one soft prompt of l tokens behind an MLP (Liu et al., 2021)",
@@ -97,14 +91,12 @@ DESCRIBED: dict[str, Described] = {
         PROMPT_RATES,
         virtual_tokens=20,
         default_rates=NETWORK_RATES,
-        is_prompt=True,
     ),
     "prefix-tuning": Described(
         "trained keys and values before every layer's own (Li and Liang, 2021)",
         frozenset({"num_virtual_tokens"}),
         PROMPT_RATES,
         virtual_tokens=20,
-        is_prompt=True,
     ),
     "lora": Described(
         "low-rank changes of the queries' and values' weights (Hu et al., 2022)",
