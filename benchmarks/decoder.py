@@ -2,7 +2,8 @@
 
 "whole head" computes the head, and the model's own loss, at every token, as a plain pass does.
 Behind the text (`position="after"`) texts are read without gradient; "kept" were read in an earlier
-epoch, or an earlier evaluation. PEFT's prompt tuning stands beside in both forms.
+epoch, or an earlier evaluation. PEFT's prompt tuning stands beside in both forms. In bf16 on a CPU
+the attention is the one that a run takes; what SDPA and fp32 would cost stands beside.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import bench
 from bench import Bar, Call, Line, Result
+from peft_smop.methods import choose_attention
 from peft_smop.scoring import Features, Formulation, evaluate
 from peft_smop.training import Rows, forward_backward
 
@@ -71,6 +73,8 @@ def measure(given: Namespace) -> Result:
     bare.train().to(given.device, dtype)
     split, formulation = bench.load_rows(given, given.task, bare)
     features = [formulation.encode(example) for example in split.train[: given.rows]]
+    usual = copy.deepcopy(bare)
+    choose_attention(bare, max(len(f["input_ids"]) for f in features) + 5)
     peft = bench.adapted(bare, "prompt-tuning", kind="CAUSAL_LM", num_virtual_tokens=5)
     calls: dict[str, Call] = {
         f"{PEFT}, whole head": _step(peft, _whole(formulation), features),
@@ -85,6 +89,11 @@ def measure(given: Namespace) -> Result:
             after.base_model.keep_texts(kept)
             called = f"{what}, behind the text{', kept' if kept else ''}"
             calls[called] = _step(after, formulation, features)
+    if bare.config._attn_implementation != usual.config._attn_implementation:
+        others = {"SDPA": usual, "fp32": copy.deepcopy(usual).float()}
+        for what, other in others.items():
+            model = bench.adapted(other, "single", kind="CAUSAL_LM")
+            calls[f"{ONE}, {what}"] = _step(model, formulation, features)
     seconds = bench.interleave(calls, given.repeats)
     step = f"step, {given.task}, {given.rows} rows"
     lines = [

@@ -41,6 +41,15 @@ def test_a_killed_and_resumed_run_ends_as_one_never_killed(
     assert whole.test == resumed.test
 
 
+def test_so_does_one_in_bf16(toy_task, saved_models, tmp_path, monkeypatch):
+    wanted = spec(toy_task, saved_models["llama"], "posterior", keep_texts=1.0, precision="bf16")
+    (whole, resumed), (one, other) = killed_and_resumed(monkeypatch, wanted, tmp_path)
+    assert whole.environment["precision"] == "bfloat16"
+    assert whole.environment["attention"] == "eager"
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert whole.test == resumed.test
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_was_trained_behind_its_text_is_loaded_behind_it(
     toy_task, saved_models, tmp_path, method

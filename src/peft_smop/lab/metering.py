@@ -24,7 +24,14 @@ from peft_smop.costs import (
 from peft_smop.lab.lengths import SEED, Lengths
 from peft_smop.lab.operations import training_loss, training_operations
 from peft_smop.lab.variants import Variant, check_method
-from peft_smop.methods import ParameterCount, Setting, build, precision
+from peft_smop.methods import (
+    ParameterCount,
+    Setting,
+    build,
+    choose_attention,
+    precision,
+    virtual_tokens,
+)
 from peft_smop.tasks import Task
 from peft_smop.training import TrainingOptions
 
@@ -129,6 +136,7 @@ class Bench:
             SEED,
             steps=1,
         )
+        choose_attention(backbone, max(self.lengths.inputs) + virtual_tokens(one.spec))
         return build(backbone, one.spec, setting)
 
     def _batch(

@@ -16,6 +16,7 @@ from peft_smop.methods import (
     LoadedBackbone,
     Setting,
     build,
+    choose_attention,
     configure,
     load_backbone,
     virtual_tokens,
@@ -57,6 +58,8 @@ def prepare(spec: RunSpec) -> Prepared:
     )
     formulation = put(task, backbone, spec)
     formulation.populations = populations
+    longest = max(len(formulation.encode(example)["input_ids"]) for example in train)
+    choose_attention(backbone.model, longest + virtual_tokens(spec.method))
     setting = Setting(
         TaskType(backbone.task_type),
         task.verbalizers,

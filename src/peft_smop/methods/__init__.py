@@ -9,6 +9,7 @@ from peft_smop.methods.adapters import (
 )
 from peft_smop.methods.backbones import (
     LoadedBackbone,
+    choose_attention,
     default_device,
     load_backbone,
     load_tokenizer,
@@ -42,6 +43,7 @@ __all__ = [
     "can_pack",
     "can_share",
     "check_adapter",
+    "choose_attention",
     "configure",
     "default_device",
     "is_shape_only",

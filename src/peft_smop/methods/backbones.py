@@ -35,6 +35,10 @@ AUTO_CLASSES = {
 }
 LARGE_FOR_A_CPU = 50_000_000
 """Parameters from which a CPU's bf16 units are used; smaller models gain little and lose digits."""
+BF16_UNITS = ("amx_bf16", "avx512_bf16")
+"""A CPU's, as PyTorch calls them."""
+EAGER_UP_TO = 128
+"""Tokens; a layer keeps 8 bytes for each pair of them, head and row."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,9 @@ def task_type_of(config: PreTrainedConfig) -> str:
 
 
 def precision(name: str, device: torch.device, parameters: int) -> torch.dtype:
-    """The backbone's precision: "auto" is bf16 where the device has matrix units for it.
+    """The backbone's precision: "auto" is bf16 where the device has units for it.
 
-    On a CPU (AMX) only for backbones large enough to spend their time there.
+    On a CPU (AMX, AVX-512 BF16) only for backbones large enough to spend their time there.
     """
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
@@ -71,8 +75,24 @@ def precision(name: str, device: torch.device, parameters: int) -> torch.dtype:
     else:
         units: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         large = parameters >= LARGE_FOR_A_CPU
-        native = device.type == "cpu" and large and bool(units.get("amx_bf16"))
+        native = device.type == "cpu" and large and any(units.get(unit) for unit in BF16_UNITS)
     return torch.bfloat16 if native else torch.float32
+
+
+def choose_attention(model: PreTrainedModel, longest: int) -> None:
+    """Take the attention that trains fastest: eager for short inputs in bf16 on a CPU.
+
+    There SDPA's backward pass takes up to half as long again (`benchmarks/decoder.py`). With
+    longer inputs what eager attention keeps would outgrow what it saves; elsewhere transformers'
+    choice stays.
+
+    Args:
+        model: the backbone, where it will be trained.
+        longest: the most tokens of an input, its virtual ones among them.
+    """
+    slow = model.device.type == "cpu" and model.dtype == torch.bfloat16
+    if slow and longest <= EAGER_UP_TO and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 def load_backbone(
