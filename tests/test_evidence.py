@@ -119,6 +119,7 @@ def told_run(seed, predicted, **more):
         "evaluated_every": 250,
         "batch": 16,
         "split": None,
+        "precision": "float32",
         "rate": 0.02,
         "seed": seed,
         "validation": 50.0,
@@ -247,16 +248,22 @@ def test_unlike_runs_are_rows_of_their_own_and_the_reference_took_as_many_steps(
         told_run(0, [0, 0, 0, 0], name="lora", steps=100),
         told_run(1, [0, 0, 0, 0], name="lora", steps=100, batch=8),
         told_run(1, [0, 0, 1, 1], name="lora", steps=100, evaluated_every=20),
+        told_run(0, [0, 0, 1, 1], precision="bfloat16", steps=100),
+        told_run(0, [0, 0, 1, 1], name="lora", precision="bfloat16", steps=100),
     )
     rows = tables.table(record).splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows] == [
         "| single l=5",
         "| single l=5",
+        "| single l=5, bf16",
         "| lora",
         "| lora",
         "| lora",
+        "| lora, bf16",
         "| single l=50",
     ]
+    # against one prompt in its own precision
+    assert next(row for row in rows if "lora, bf16" in row).split(" | ")[5] == "+0.0 (+0.0 to +0.0)"
     assert any(
         row.split(" | ")[2] == "100, 250" and "+50.0" in row for row in rows if "l=50" in row
     )

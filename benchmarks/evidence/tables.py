@@ -35,13 +35,14 @@ HEAD = (
     "| method | rate, of | steps, every | test accuracy | seeds | difference, 95 % |"
     " worth of routing | load | trained |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
-TOLD_APART = ("name", "recipe", "options", "steps", "evaluated_every", "batch")
+TOLD_APART = ("name", "recipe", "options", "precision", "steps", "evaluated_every", "batch")
 """By which a record's runs are put together, with all rates that were tried."""
 REFERENCE = "single l=5"
 OF_DATA = ("train_examples", "preset", "continued_at")
 """What else of a specification makes a run another one."""
 NOT_NAMED = {
-    *("max_steps", "eval_steps", "batch_size", "recipe", "learning_rate", "keep_texts", "dropout")
+    *("max_steps", "eval_steps", "batch_size", "recipe", "learning_rate", "keep_texts", "dropout"),
+    "precision",
 }
 """Training options that are told apart otherwise, or change no result."""
 
@@ -86,6 +87,7 @@ def run_of(path: Path) -> tuple[Run, Record]:
         }
         | {name: spec[name] for name in OF_DATA if spec.get(name) not in (None, [], ())}
         | ({"dropout": drops} if drops != meant and _has_dropout(model) else {}),
+        "precision": result.environment.get("precision", "float32"),
         "rate": result.training.learning_rate,
         "steps": training.get("max_steps") or result.training.steps,
         "evaluated_every": training.get("eval_steps"),
@@ -165,17 +167,17 @@ def written(record: Record) -> str:
 def table(record: Record) -> str:
     """A record in Markdown: one prompt of five tokens first, where there is one, then by name.
 
-    Methods are held against it where it took as many steps, or else against the first row.
+    Methods are held against it where it took as many steps in the same precision, or else against
+    the first row.
     """
     groups: dict[str, list[Run]] = {}
     for run in sorted(record["runs"], key=_order):
         groups.setdefault(json.dumps([run[key] for key in TOLD_APART]), []).append(run)
     best = [_best_rate(runs) for runs in groups.values()]
-    references = [runs for runs, _ in best if _is_reference(runs[0])]
+    references = {_terms(runs[0]): runs for runs, _ in best[::-1] if _is_reference(runs[0])}
     rows = []
     for runs, rates in best:
-        alike = [other for other in references if other[0]["steps"] == runs[0]["steps"]]
-        first = (alike or [best[0][0]])[0]
+        first = references.get(_terms(runs[0]), best[0][0])
         rows.append(_row(runs, rates, None if runs is first else difference(record, first, runs)))
     return "\n".join([HEAD, *rows])
 
@@ -183,6 +185,11 @@ def table(record: Record) -> str:
 def _order(run: Run) -> tuple[bool, str, bool, str, int]:
     said = json.dumps(run["options"])
     return not _is_reference(run), run["name"], run["recipe"] != "default", said, -run["steps"]
+
+
+def _terms(run: Run) -> tuple[int, str]:
+    """What a run and the one it is held against should share."""
+    return run["steps"], run["precision"]
 
 
 def _is_reference(run: Run) -> bool:
@@ -239,7 +246,7 @@ def recipes(records: Iterable[Record]) -> str:
         for run in sorted(record["runs"], key=_identity):
             if run["name"].startswith("single") and run["options"].keys() <= {"dropout"}:
                 drops = _has_dropout(record["model"]) and _drops(run)
-                steps = f"{run['steps']:,}, {run['evaluated_every']}"
+                steps = f"{run['steps']:,}, {run['evaluated_every']}{_short(run)}"
                 of_name = trials.setdefault((run["name"], steps), {})
                 of_name.setdefault((run["rate"], drops), {})[run["seed"]] = run
         majority = mean(run["majority"] for run in record["runs"])
@@ -297,6 +304,7 @@ def _row(runs: Sequence[Run], rates: int, apart: Difference | None) -> str:
     test = [run["test"] for run in runs]
     options = "".join(f" {name}={value}" for name, value in first["options"].items())
     recipe = "" if first["recipe"] == "default" else f", recipe {first['recipe']}"
+    recipe += _short(first)
     spread = f" ± {stdev(test):.1f}" if len(test) > 1 else ""
     cells = [
         f"{first['name']}{options}{recipe}",
@@ -310,6 +318,11 @@ def _row(runs: Sequence[Run], rates: int, apart: Difference | None) -> str:
         f"{first['trainable']:,}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _short(run: Run) -> str:
+    """A precision that is not fp32."""
+    return ", bf16" if run["precision"] == "bfloat16" else ""
 
 
 def _worth(routing: Mapping[str, Any]) -> str:
