@@ -1,9 +1,10 @@
 """What a step and an evaluation of a decoder cost: the head at answers alone, prompts behind texts.
 
-"whole head" computes the head, and the model's own loss, at every token, as a plain pass does.
+"whole head" computes the head, and the model's own loss, at every token, as a plain pass does, with
+the attention that transformers takes; "4 rows in a pass" is as plain.
 Behind the text (`position="after"`) texts are read without gradient; "kept" were read in an earlier
-epoch, or an earlier evaluation. PEFT's prompt tuning stands beside in both forms. In bf16 on a CPU
-the attention is the one that a run takes; what SDPA and fp32 would cost stands beside.
+epoch, or an earlier evaluation. PEFT's prompt tuning stands beside in both forms. Where a run
+chooses another attention than transformers, what SDPA and fp32 would cost stands beside.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import bench
 from bench import Bar, Call, Line, Result
-from peft_smop.methods import choose_attention
+from peft_smop.methods import choose_attention, fold_head
 from peft_smop.scoring import Features, Formulation, evaluate
 from peft_smop.training import Rows, forward_backward
 
@@ -59,6 +60,7 @@ ONE, MIXTURE = "one prompt", "posterior, k=4"
 WHOLE = f"{ONE}, whole head"
 PEFT = "PEFT prompt tuning 5"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    PEFT: ("prompt-tuning", {"num_virtual_tokens": 5}),
     ONE: ("single", {}),
     MIXTURE: ("smop", {"routing": "posterior", "num_prompts": 4}),
 }
@@ -73,24 +75,24 @@ def measure(given: Namespace) -> Result:
     bare.train().to(given.device, dtype)
     split, formulation = bench.load_rows(given, given.task, bare)
     features = [formulation.encode(example) for example in split.train[: given.rows]]
-    usual = copy.deepcopy(bare)
+    plain = copy.deepcopy(bare, {id(p): p for p in bare.parameters()})
+    fold_head(bare)
     choose_attention(bare, max(len(f["input_ids"]) for f in features) + 5)
-    peft = bench.adapted(bare, "prompt-tuning", kind="CAUSAL_LM", num_virtual_tokens=5)
-    calls: dict[str, Call] = {
-        f"{PEFT}, whole head": _step(peft, _whole(formulation), features),
-        PEFT: _step(peft, formulation, features),
-    }
+    calls: dict[str, Call] = {}
     for what, (name, options) in METHODS.items():
+        whole = bench.adapted(plain, name, kind="CAUSAL_LM", **options)
         before = bench.adapted(bare, name, kind="CAUSAL_LM", **options)
-        calls[f"{what}, whole head"] = _step(before, _whole(formulation), features)
+        calls[f"{what}, whole head"] = _step(whole, _whole(formulation), features)
         calls[what] = _step(before, formulation, features)
+        if name == "prompt-tuning":
+            continue
         for kept in (0, 4):
-            after = bench.adapted(bare, name, kind="CAUSAL_LM", position="after", **options)
+            after: Any = bench.adapted(bare, name, kind="CAUSAL_LM", position="after", **options)
             after.base_model.keep_texts(kept)
             called = f"{what}, behind the text{', kept' if kept else ''}"
             calls[called] = _step(after, formulation, features)
-    if bare.config._attn_implementation != usual.config._attn_implementation:
-        others = {"SDPA": usual, "fp32": copy.deepcopy(usual).float()}
+    if bare.config._attn_implementation != plain.config._attn_implementation:
+        others = {"SDPA": plain, "fp32": copy.deepcopy(plain).float()}
         for what, other in others.items():
             model = bench.adapted(other, "single", kind="CAUSAL_LM")
             calls[f"{ONE}, {what}"] = _step(model, formulation, features)
@@ -102,10 +104,10 @@ def measure(given: Namespace) -> Result:
     ]
     examples = split.test[: given.examples or None]
     scored = f"evaluation, {given.task}, {len(examples)} rows"
-    model = bench.adapted(bare, "single", kind="CAUSAL_LM").eval()
+    one, many = (bench.adapted(m, "single", kind="CAUSAL_LM").eval() for m in (plain, bare))
     passes = {
-        f"{size} rows in a pass": _evaluation(model, formulation, examples, size)
-        for size in (4, given.rows)
+        "4 rows in a pass": _evaluation(one, formulation, examples, 4),
+        f"{given.rows} rows in a pass": _evaluation(many, formulation, examples, given.rows),
     }
     again = bench.adapted(bare, "single", kind="CAUSAL_LM", position="after").eval()
     again.base_model.keep_texts(4)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 import tiny
 from peft_smop.costs import inference_flops
 from peft_smop.lab import RunSpec, prepare
-from peft_smop.methods import choose_attention, precision
+from peft_smop.methods import choose_attention, load_backbone, precision
 
 CPU = torch.device("cpu")
 LARGE, SMALL = 50_000_000, 49_999_999
@@ -79,3 +79,17 @@ def test_either_attention_says_and_costs_the_same(name):
     where = made["attention_mask"].bool() if kind.task_type == "CAUSAL_LM" else ...
     assert_close(said["eager"][where], said["sdpa"][where], atol=1e-5, rtol=1e-4)
     assert cost["eager"] == cost["sdpa"]
+
+
+def test_a_loaded_decoder_s_head_reads_one_block_whoever_slices_its_states(saved_models):
+    model = load_backbone(saved_models["llama"], labels=2, dtype="fp32").model
+    read = []
+    model.lm_head.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    ids = torch.randint(3, model.config.vocab_size, (3, 7))
+    with torch.no_grad():
+        last = model(input_ids=ids, logits_to_keep=1).logits
+        model.generate(input_ids=ids, max_new_tokens=2, do_sample=False)
+        every = model(input_ids=ids).logits
+    assert [states.shape[1] for states in read] == [1, 1, 1, 7]
+    assert all(states.is_contiguous() for states in read)
+    assert_close(last, every[:, -1:])
