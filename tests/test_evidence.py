@@ -183,27 +183,29 @@ def test_what_was_tried_with_one_prompt_is_told_by_rate_and_dropout(tables):
         told_run(1, None, validation=72.0, rate=0.08),
         told_run(0, None, validation=60.0, rate=0.08, options={"dropout": True}),
         told_run(1, None, validation=50.0, recipe="paper", rate=0.5),
+        told_run(0, None, rate=0.08, options={"schedule": "cosine"}),
         told_run(0, None, validation=90.0, options={"max_length": 8}),
         told_run(0, None, name="single l=20"),
     )
     head = {"task": "toy", "model": "minilm-l6"}
-    said = "| toy, minilm-l6, 50.0 | single l=5 | 1,000, 250 "
+    said = "| toy, minilm-l6, 50.0 | single l=5 | 1,000, 250, 16 "
     assert tables.recipes([{**recorded(*tried), **head}]).splitlines()[2:] == [
-        f"{said}| 0.08 | off | default | 0: 70.0, 1: 72.0 | 71.0 |",
-        f"{said}| 0.08 | on |  | 0: 60.0 | 60.0 |",
-        f"{said}| 0.5 | on | paper | 1: 50.0 | 50.0 |",
+        f"{said}| 0.08 | off |  | default | 0: 70.0, 1: 72.0 | 71.0 |",
+        f"{said}| 0.08 | off | cosine |  | 0: 50.0 | 50.0 |",
+        f"{said}| 0.08 | on |  |  | 0: 60.0 | 60.0 |",
+        f"{said}| 0.5 | on |  | paper | 1: 50.0 | 50.0 |",
     ]
     # of an unknown backbone no rate is the default
     head, unknown = {**head, "model": "other"}, said.replace("minilm-l6", "other")
-    assert f"{unknown}| 0.08 | off |  |" in tables.recipes([{**recorded(*tried), **head}])
+    assert f"{unknown}| 0.08 | off |  |  |" in tables.recipes([{**recorded(*tried), **head}])
     # what drops nothing by itself has one row for each rate
     head, said = {**head, "model": "smollm2-135m"}, said.replace("minilm-l6", "smollm2-135m")
     assert tables.recipes([{**recorded(*tried[2:4], told_run(0, None)), **head}]).splitlines()[
         2:
     ] == [
-        f"{said}| 0.02 | none |  | 0: 50.0 | 50.0 |",
-        f"{said}| 0.08 | none |  | 0: 60.0 | 60.0 |",
-        f"{said}| 0.5 | none | paper | 1: 50.0 | 50.0 |",
+        f"{said}| 0.02 | none |  |  | 0: 50.0 | 50.0 |",
+        f"{said}| 0.08 | none |  |  | 0: 60.0 | 60.0 |",
+        f"{said}| 0.5 | none |  | paper | 1: 50.0 | 50.0 |",
     ]
 
 

@@ -40,6 +40,7 @@ TOLD_APART = ("name", "recipe", "options", "precision", "steps", "evaluated_ever
 REFERENCE = "single l=5"
 OF_DATA = ("train_examples", "preset", "continued_at")
 """What else of a specification makes a run another one."""
+OF_RECIPES = {"dropout", "optimizer", "schedule"}
 NOT_NAMED = {
     *("max_steps", "eval_steps", "batch_size", "recipe", "learning_rate", "keep_texts", "dropout"),
     "precision",
@@ -237,42 +238,66 @@ def difference(record: Record, first: Sequence[Run], other: Sequence[Run]) -> Di
     return paired_bootstrap(one, two, metric=record["metric"], labels=record["labels"])
 
 
+class Trial(NamedTuple):
+    """How one prompt was trained, beside its length and place."""
+
+    steps: int
+    evaluated_every: int
+    batch: int
+    rate: float
+    drops: bool
+    otherwise: str
+    """Than the recipe: optimizer, schedule, precision."""
+
+
 def recipes(records: Iterable[Record]) -> str:
-    """One prompt at every rate, with the backbone's dropout and without, as validation sees it."""
+    """One prompt by all that a recipe says, as validation sees it."""
     rows: list[str] = []
     for record in records:
-        trials: dict[tuple[str, str], dict[tuple[float, bool], dict[int, Run]]] = {}
+        trials: dict[str, dict[Trial, dict[int, Run]]] = {}
         # one training may be told by its recipe or by its options; the former is kept
         for run in sorted(record["runs"], key=_identity):
-            if run["name"].startswith("single") and run["options"].keys() <= {"dropout"}:
-                drops = _has_dropout(record["model"]) and _drops(run)
-                steps = f"{run['steps']:,}, {run['evaluated_every']}{_short(run)}"
-                of_name = trials.setdefault((run["name"], steps), {})
-                of_name.setdefault((run["rate"], drops), {})[run["seed"]] = run
+            if run["name"].startswith("single") and run["options"].keys() <= OF_RECIPES:
+                of_name = trials.setdefault(run["name"], {})
+                of_name.setdefault(_trial(record["model"], run), {})[run["seed"]] = run
         majority = mean(run["majority"] for run in record["runs"])
-        for (name, steps), found in sorted(trials.items()):
+        said = f"{record['task']}, {record['model']}, {majority:.1f}"
+        for name, found in sorted(trials.items()):
             if len(found) > 1:
-                said = f"{record['task']}, {record['model']}, {majority:.1f} | {name} | {steps}"
-                rows += _tried(record["model"], said, found)
+                rows += _tried(record["model"], f"{said} | {name}", found)
     head = (
-        "| task, backbone, majority | method | steps, every | rate | dropout | recipe |"
-        " validation, by seed | mean |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| task, backbone, majority | method | steps, every, of | rate | dropout | otherwise |"
+        " recipe | validation, by seed | mean |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     return "\n".join([head, *rows])
 
 
-def _tried(
-    model: str, said: str, found: Mapping[tuple[float, bool], Mapping[int, Run]]
-) -> Iterator[str]:
-    for (rate, drops), runs in sorted(found.items()):
-        dropout = ("on" if drops else "off") if _has_dropout(model) else "none"
-        is_paper = rate == 0.5 and dropout != "off"
-        usual = model in BACKBONES and absolute_rate(PROMPT_SPREADS[0], BACKBONES[model].spread)
-        is_default = rate == usual and not drops
-        recipe = ", ".join(["paper"] * is_paper + ["default"] * is_default)
+def _trial(model: str, run: Run) -> Trial:
+    drops = _has_dropout(model) and _drops(run)
+    told = [str(value) for name, value in run["options"].items() if name != "dropout"]
+    told += ["bf16"] if run["precision"] == "bfloat16" else []
+    numbers = (run["steps"], run["evaluated_every"], run["batch"], run["rate"])
+    return Trial(*numbers, drops, ", ".join(told))
+
+
+def _tried(model: str, said: str, found: Mapping[Trial, Mapping[int, Run]]) -> Iterator[str]:
+    usual = model in BACKBONES and absolute_rate(PROMPT_SPREADS[0], BACKBONES[model].spread)
+    for trial, runs in sorted(found.items()):
+        dropout = ("on" if trial.drops else "off") if _has_dropout(model) else "none"
+        of_recipe = trial.otherwise in ("", "bf16")
+        is_paper = of_recipe and trial.rate == 0.5 and dropout != "off"
+        is_default = of_recipe and trial.rate == usual and not trial.drops
         each = {seed: runs[seed]["validation"] for seed in sorted(runs)}
-        by_seed = ", ".join(f"{seed}: {score:.1f}" for seed, score in each.items())
-        cells = (said, f"{rate:g}", dropout, recipe, by_seed, f"{mean(each.values()):.1f}")
+        cells = (
+            said,
+            f"{trial.steps:,}, {trial.evaluated_every}, {trial.batch}",
+            f"{trial.rate:g}",
+            dropout,
+            trial.otherwise,
+            ", ".join(["paper"] * is_paper + ["default"] * is_default),
+            ", ".join(f"{seed}: {score:.1f}" for seed, score in each.items()),
+            f"{mean(each.values()):.1f}",
+        )
         yield f"| {' | '.join(cells)} |"
 
 
