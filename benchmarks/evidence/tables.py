@@ -267,7 +267,8 @@ def recipes(records: Iterable[Record]) -> str:
                 rows += _tried(record["model"], f"{said} | {name}", found)
     head = (
         "| task, backbone, majority | method | steps, every, of | rate | dropout | otherwise |"
-        " recipe | validation, by seed | mean |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        " recipe | validation, by seed | mean |"
+        "\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     return "\n".join([head, *rows])
 
