@@ -3,8 +3,9 @@
 "whole head" computes the head, and the model's own loss, at every token, as a plain pass does, with
 the attention that transformers takes; "4 rows in a pass" is as plain.
 Behind the text (`position="after"`) texts are read without gradient; "kept" were read in an earlier
-epoch, or an earlier evaluation. PEFT's prompt tuning stands beside in both forms. Where a run
-chooses another attention than transformers, what SDPA and fp32 would cost stands beside.
+epoch, or an earlier evaluation. PEFT's prompt tuning stands beside in both forms. In bf16 on a CPU,
+where steps take eager attention, what SDPA and fp32 would cost stands beside. A head that is given
+the last token's states of many rows stands there as a slice of all states, and in one block.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from argparse import Namespace
 from collections import Counter
 from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import bench
 from bench import Bar, Call, Line, Result
-from peft_smop.methods import choose_attention, fold_head
+from peft_smop.methods import fold_head
 from peft_smop.scoring import Features, Formulation, evaluate
-from peft_smop.training import Rows, forward_backward
+from peft_smop.training import Rows, attention, forward_backward
 
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
@@ -77,12 +79,11 @@ def measure(given: Namespace) -> Result:
     features = [formulation.encode(example) for example in split.train[: given.rows]]
     plain = copy.deepcopy(bare, {id(p): p for p in bare.parameters()})
     fold_head(bare)
-    choose_attention(bare, max(len(f["input_ids"]) for f in features) + 5)
     calls: dict[str, Call] = {}
     for what, (name, options) in METHODS.items():
         whole = bench.adapted(plain, name, kind="CAUSAL_LM", **options)
         before = bench.adapted(bare, name, kind="CAUSAL_LM", **options)
-        calls[f"{what}, whole head"] = _step(whole, _whole(formulation), features)
+        calls[f"{what}, whole head"] = _with_sdpa(_step(whole, _whole(formulation), features))
         calls[what] = _step(before, formulation, features)
         if name == "prompt-tuning":
             continue
@@ -91,11 +92,10 @@ def measure(given: Namespace) -> Result:
             after.base_model.keep_texts(kept)
             called = f"{what}, behind the text{', kept' if kept else ''}"
             calls[called] = _step(after, formulation, features)
-    if bare.config._attn_implementation != plain.config._attn_implementation:
-        others = {"SDPA": plain, "fp32": copy.deepcopy(plain).float()}
-        for what, other in others.items():
-            model = bench.adapted(other, "single", kind="CAUSAL_LM")
-            calls[f"{ONE}, {what}"] = _step(model, formulation, features)
+    if given.device == "cpu" and dtype == torch.bfloat16:
+        calls[f"{ONE}, SDPA"] = _with_sdpa(calls[ONE])
+        exact = bench.adapted(copy.deepcopy(plain).float(), "single", kind="CAUSAL_LM")
+        calls[f"{ONE}, fp32"] = _step(exact, formulation, features)
     seconds = bench.interleave(calls, given.repeats)
     step = f"step, {given.task}, {given.rows} rows"
     lines = [
@@ -115,10 +115,16 @@ def measure(given: Namespace) -> Result:
     passes[known] = _evaluation(again, formulation, examples, given.rows)
     evaluated = bench.interleave(passes, given.repeats)
     lines += [Line(scored, what, taken) for what, taken in evaluated.items()]
+    read = torch.randn(given.rows, 32, bare.config.hidden_size, dtype=dtype, device=given.device)
+    heads = {"sliced": _head(plain.lm_head, read), "in one block": _head(bare.lm_head, read)}
+    asked = f"head, last token, {given.rows} rows"
+    with torch.no_grad():
+        headed = bench.interleave(heads, given.repeats)
+    lines += [Line(asked, what, taken) for what, taken in headed.items()]
     return Result(
         says=f"{bench.WORDS}; answers as long as the task's; {str(dtype).removeprefix('torch.')}",
         per="step or evaluation",
-        over=(WHOLE, ONE, "4 rows in a pass"),
+        over=(WHOLE, ONE, "4 rows in a pass", "in one block"),
         lines=lines,
         bars=(
             Bar(step, ONE, 0.75, over=WHOLE),
@@ -145,6 +151,21 @@ def _step(model: nn.Module, formulation: Formulation, features: list[Features]) 
         model.zero_grad()
 
     return step
+
+
+def _with_sdpa(step: Call) -> Call:
+    """The step with transformers' attention, whatever is fastest."""
+
+    def call() -> None:
+        with patch.object(attention, "EAGER_UP_TO", -1):
+            step()
+
+    return call
+
+
+def _head(head: nn.Module, states: Tensor) -> Call:
+    """What a head makes of the last tokens' states."""
+    return lambda: head(states[:, -1:])
 
 
 def _evaluation(model: nn.Module, formulation: Formulation, examples: Any, size: int) -> Call:

@@ -45,16 +45,18 @@ def test_so_does_one_in_bf16(toy_task, saved_models, tmp_path, monkeypatch):
     wanted = spec(toy_task, saved_models["llama"], "posterior", keep_texts=1.0, precision="bf16")
     (whole, resumed), (one, other) = killed_and_resumed(monkeypatch, wanted, tmp_path)
     assert whole.environment["precision"] == "bfloat16"
-    assert whole.environment["attention"] == "eager"
+    assert whole.environment["attention"] == "sdpa"
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert whole.test == resumed.test
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", METHODS)
 def test_what_was_trained_behind_its_text_is_loaded_behind_it(
-    toy_task, saved_models, tmp_path, method
+    toy_task, saved_models, tmp_path, method, precision
 ):
-    run(spec(toy_task, saved_models["llama"], method), tmp_path / "run")
+    wanted = spec(toy_task, saved_models["llama"], method, precision=precision)
+    run(wanted, tmp_path / "run")
     trained = load_trained(tmp_path / "run")
     _, split = load_task(toy_task)
     found = predict(trained.model, trained.formulation, split.test)

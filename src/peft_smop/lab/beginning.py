@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import Progress
 
 from peft_smop.errors import CheckpointError, ConfigError, RunError
 from peft_smop.lab.prepare import Prepared, load_task_of, prepare
-from peft_smop.lab.spec import RunSpec
+from peft_smop.lab.spec import HISTORY, RunSpec
 from peft_smop.results import RunDirectory, RunResult, write_json
 from peft_smop.tasks import Split, Task
 from peft_smop.tasks.reading import shown
@@ -65,6 +66,8 @@ def begin(spec: RunSpec, directory: RunDirectory, *, resume: bool, overwrite: bo
     if resume and directory.spec.is_file():
         spec = _taken_up(spec, directory)
     prepared = prepare(spec)
+    exact = prepared.backbone.model.dtype == torch.float32
+    spec = spec.model_copy(update={"loaded_in": "fp32" if exact else "bf16"})
     # only now: an earlier result outlives a mistake in the new run's data or options
     if overwrite:
         directory.clear()
@@ -146,7 +149,7 @@ def _taken_up(spec: RunSpec, directory: RunDirectory) -> RunSpec:
     before = RunSpec.load(directory.spec)
     if not directory.is_finished or not _lengthened(before, spec):
         check_same(before, spec, directory.spec)
-        return spec.model_copy(update={"continued_at": before.continued_at})
+        return spec.model_copy(update={key: getattr(before, key) for key in HISTORY})
     training = directory.read_result().training
     if training.stopped_early:
         raise ConfigError(
@@ -159,7 +162,8 @@ def _taken_up(spec: RunSpec, directory: RunDirectory) -> RunSpec:
             f"{directory.checkpoints} holds no whole checkpoint, which training on would go on"
             " from; start again with --overwrite"
         )
-    return spec.model_copy(update={"continued_at": (*before.continued_at, training.steps)})
+    continued_at = (*before.continued_at, training.steps)
+    return spec.model_copy(update={"continued_at": continued_at, "loaded_in": before.loaded_in})
 
 
 def _lengthened(before: RunSpec, now: RunSpec) -> bool:
@@ -179,4 +183,4 @@ def _lengthened(before: RunSpec, now: RunSpec) -> bool:
 
 def _content(spec: RunSpec) -> dict[str, Any]:
     """What was asked for, in JSON's terms; not how the run came there."""
-    return spec.model_dump(mode="json", exclude={"continued_at"})
+    return spec.model_dump(mode="json", exclude=HISTORY)

@@ -24,16 +24,9 @@ from peft_smop.costs import (
 from peft_smop.lab.lengths import SEED, Lengths
 from peft_smop.lab.operations import training_loss, training_operations
 from peft_smop.lab.variants import Variant, check_method
-from peft_smop.methods import (
-    ParameterCount,
-    Setting,
-    build,
-    choose_attention,
-    precision,
-    virtual_tokens,
-)
+from peft_smop.methods import ParameterCount, Setting, build, precision
 from peft_smop.tasks import Task
-from peft_smop.training import TrainingOptions
+from peft_smop.training import TrainingOptions, fastest_attention
 
 WARMUP = 1
 
@@ -136,7 +129,6 @@ class Bench:
             SEED,
             steps=1,
         )
-        choose_attention(backbone, max(self.lengths.inputs) + virtual_tokens(one.spec))
         return build(backbone, one.spec, setting)
 
     def _batch(
@@ -187,7 +179,8 @@ class _Step:
 
     def on(self, batch: dict[str, Tensor]) -> None:
         """Forward, backward, update."""
-        training_loss(self.model, batch).backward()
+        with fastest_attention(self.model, batch["input_ids"].shape[1]):
+            training_loss(self.model, batch).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -16,7 +16,6 @@ from peft_smop.methods import (
     LoadedBackbone,
     Setting,
     build,
-    choose_attention,
     configure,
     load_backbone,
     virtual_tokens,
@@ -54,12 +53,13 @@ def prepare(spec: RunSpec) -> Prepared:
     # heads and PEFT's own prompts start from torch's global generator
     set_seed(spec.seed)
     backbone = load_backbone(
-        spec.model, labels=len(task.labels), dtype=spec.precision, dropout=spec.dropout
+        spec.model,
+        labels=len(task.labels),
+        dtype=spec.loaded_in or spec.precision,
+        dropout=spec.dropout,
     )
     formulation = put(task, backbone, spec)
     formulation.populations = populations
-    longest = max(len(formulation.encode(example)["input_ids"]) for example in train)
-    choose_attention(backbone.model, longest + virtual_tokens(spec.method))
     setting = Setting(
         TaskType(backbone.task_type),
         task.verbalizers,

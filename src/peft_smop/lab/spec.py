@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,9 @@ from peft_smop.plain_yaml import PlainYamlError, read_yaml
 from peft_smop.results import read_text, write_whole
 from peft_smop.tasks.reading import shown
 from peft_smop.training import TrainingOptions
+
+HISTORY = {"continued_at", "loaded_in"}
+"""Fields that say how a run came to be, and not what was asked for."""
 
 
 class RunSpec(BaseModel):
@@ -32,6 +35,9 @@ class RunSpec(BaseModel):
     seed: int = Field(default=0, ge=0)
     continued_at: tuple[int, ...] = Field(
         default=(), description="steps at which a finished run was trained on"
+    )
+    loaded_in: Literal["fp32", "bf16"] | None = Field(
+        default=None, description="the backbone's precision, once it was loaded"
     )
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_smop.errors import ConfigError, unknown
-from peft_smop.lab.spec import RunSpec, read_mapping
+from peft_smop.lab.spec import HISTORY, RunSpec, read_mapping
 from peft_smop.lab.variants import Variant, check_method, name_of, variant
 from peft_smop.methods import METHODS, MethodSpec
 from peft_smop.names import RECIPES, SHORT, Rate
@@ -73,9 +73,7 @@ def run_name(spec: RunSpec, name: str) -> str:
         spec: the run.
         name: its method's, for people.
     """
-    content = json.dumps(
-        spec.model_dump(mode="json", exclude={"continued_at"}), sort_keys=True
-    ).encode()
+    content = json.dumps(spec.model_dump(mode="json", exclude=HISTORY), sort_keys=True).encode()
     said = "-".join([Path(spec.task).stem, Path(spec.model).name, name])
     folder = "".join(c if c.isalnum() or c in "-=." else "_" for c in said)
     mark = hashlib.sha256(content).hexdigest()[:10]

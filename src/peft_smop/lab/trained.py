@@ -97,8 +97,10 @@ def load_trained(
             key: value for key, value in (("model", model), ("data", data)) if value is not None
         }
     )
+    # bf16 only where this device is fast at it, whatever the run's was
+    dtype = "fp32" if spec.loaded_in == "fp32" else spec.precision
     if spec.method.name == "full":
-        whole = load_backbone(str(adapter), labels=len(definition.labels), dtype=spec.precision)
+        whole = load_backbone(str(adapter), labels=len(definition.labels), dtype=dtype)
         put_to = put(definition, whole, spec)
         directory.check_unaltered()
         return Trained(directory, spec, definition, whole.model.eval(), put_to)
@@ -106,7 +108,7 @@ def load_trained(
     backbone = load_backbone(
         spec.model,
         labels=len(definition.labels),
-        dtype=spec.precision,
+        dtype=dtype,
         task_type=TaskType(config.task_type).value if config.task_type else None,
     )
     adapted = load_adapter(backbone.model, adapter).eval()

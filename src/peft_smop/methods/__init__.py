@@ -9,7 +9,6 @@ from peft_smop.methods.adapters import (
 )
 from peft_smop.methods.backbones import (
     LoadedBackbone,
-    choose_attention,
     default_device,
     fold_head,
     load_backbone,
@@ -44,7 +43,6 @@ __all__ = [
     "can_pack",
     "can_share",
     "check_adapter",
-    "choose_attention",
     "configure",
     "default_device",
     "fold_head",

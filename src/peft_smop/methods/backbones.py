@@ -37,8 +37,6 @@ LARGE_FOR_A_CPU = 50_000_000
 """Parameters from which a CPU's bf16 units are used; smaller models gain little and lose digits."""
 BF16_UNITS = ("amx_bf16", "avx512_bf16")
 """A CPU's, as PyTorch calls them."""
-EAGER_UP_TO = 128
-"""Tokens; a layer keeps 8 bytes for each pair of them, head and row."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +75,6 @@ def precision(name: str, device: torch.device, parameters: int) -> torch.dtype:
         large = parameters >= LARGE_FOR_A_CPU
         native = device.type == "cpu" and large and any(units.get(unit) for unit in BF16_UNITS)
     return torch.bfloat16 if native else torch.float32
-
-
-def choose_attention(model: PreTrainedModel, longest: int) -> None:
-    """Take the attention that trains fastest: eager for short inputs in bf16 on a CPU.
-
-    There SDPA's backward pass takes up to half as long again (`benchmarks/decoder.py`). With
-    longer inputs what eager attention keeps would outgrow what it saves; elsewhere transformers'
-    choice stays.
-
-    Args:
-        model: the backbone, where it will be trained.
-        longest: the most tokens of an input, its virtual ones among them.
-    """
-    slow = model.device.type == "cpu" and model.dtype == torch.bfloat16
-    if slow and longest <= EAGER_UP_TO and model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation("eager")
 
 
 def fold_head(model: PreTrainedModel) -> None:

@@ -1,6 +1,7 @@
 """One fit: trainer, batching, schedule, stopping, resume."""
 
 from peft_smop.training import processes
+from peft_smop.training.attention import fastest_attention
 from peft_smop.training.batching import LengthSampler, padding_ratio
 from peft_smop.training.checkpoints import last_complete_checkpoint
 from peft_smop.training.fit import Fit, Training, fit
@@ -20,6 +21,7 @@ __all__ = [
     "TrainingOptions",
     "absolute_rate",
     "bars",
+    "fastest_attention",
     "fit",
     "fit_packed",
     "forward_backward",

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from peft_smop.errors import RunError
 from peft_smop.rows import cut, on_device
 from peft_smop.scoring import Features, Formulation, to_device, told
+from peft_smop.training.attention import fastest_attention
 from peft_smop.tuner import SMoPModel
 from peft_smop.tuner.reading import reads_apart
 
@@ -70,32 +71,34 @@ def forward_backward(
     tokens = _tokens(formulation, runs, device)
     losses = torch.zeros(len(runs), device=device)
     lengths = _lengths(tuner, formulation, [features for _, features in rows], adapters)
-    for members in _parts(tuner, lengths, adapters, max_padding, most_rows or len(rows)):
-        features, own = [rows[i][1] for i in members], [names[i] for i in members]
-        batch = formulation.collate(features)
-        more = {} if runs[0].adapter is None else {"adapter_names": own}
-        around = nullcontext() if tuner is None else tuner.terms_apart()
-        narrow = formulation.answers_only(model, batch["labels"])
-        with around as apart, told(model, features), narrow:
-            logits = model(**to_device(batch, device), **more).logits
-        found, of_row = formulation.answer_losses(logits, batch["labels"])
-        if apart is not None and apart.excess is not None:
-            found, of_row = torch.cat([found, apart.excess]), [*of_row, *range(len(members))]
-        of_run = on_device([rows[members[row]][0] for row in of_row], device)
-        each = torch.zeros_like(losses).index_add(0, of_run, found / tokens[of_run])
-        if apart is not None and apart.terms:
-            # each is a mean over the part's rows of its adapter
-            in_part = Counter(own)
-            each = each + torch.stack(
-                [
-                    apart.terms[name] * (in_part[name] / of_step[name])
-                    if name in apart.terms
-                    else each.new_zeros(())
-                    for name in adapters
-                ]
-            )
-        backward(each.sum())
-        losses += each.detach()
+    longest = max(len(features["input_ids"]) for _, features in rows)
+    with fastest_attention(model, longest):
+        for members in _parts(tuner, lengths, adapters, max_padding, most_rows or len(rows)):
+            features, own = [rows[i][1] for i in members], [names[i] for i in members]
+            batch = formulation.collate(features)
+            more = {} if runs[0].adapter is None else {"adapter_names": own}
+            around = nullcontext() if tuner is None else tuner.terms_apart()
+            narrow = formulation.answers_only(model, batch["labels"])
+            with around as apart, told(model, features), narrow:
+                logits = model(**to_device(batch, device), **more).logits
+            found, of_row = formulation.answer_losses(logits, batch["labels"])
+            if apart is not None and apart.excess is not None:
+                found, of_row = torch.cat([found, apart.excess]), [*of_row, *range(len(members))]
+            of_run = on_device([rows[members[row]][0] for row in of_row], device)
+            each = torch.zeros_like(losses).index_add(0, of_run, found / tokens[of_run])
+            if apart is not None and apart.terms:
+                # each is a mean over the part's rows of its adapter
+                in_part = Counter(own)
+                each = each + torch.stack(
+                    [
+                        apart.terms[name] * (in_part[name] / of_step[name])
+                        if name in apart.terms
+                        else each.new_zeros(())
+                        for name in adapters
+                    ]
+                )
+            backward(each.sum())
+            losses += each.detach()
     return losses
 
 

@@ -169,7 +169,7 @@ def _kept(
             cache, states = _read(backbone, own, torch.ones_like(places), places)
             return cache, states[0]
 
-        found.append(kept.text(_key(x, ids), read))
+        found.append(kept.text(_key(backbone, x, ids), read))
     length = text.shape[1]
     states = text.new_zeros(len(found), length, found[0].states.shape[1])
     for row, one in enumerate(found):
@@ -190,11 +190,12 @@ def _follow(kept: KeptTexts, backbone: Backbone) -> None:
     kept.follow((weights, beside))
 
 
-def _key(x: Tensor, ids: Sequence[int]) -> Hashable:
-    """What a text says, and to whom: what is computed of it differs by device and precision."""
+def _key(backbone: Backbone, x: Tensor, ids: Sequence[int]) -> Hashable:
+    """What a text says, and to whom: the last digits differ by device, precision and attention."""
     kind = x.device.type
     cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return (x.device, x.dtype, cast, *ids)
+    attention = backbone.module.config._attn_implementation
+    return (x.device, x.dtype, cast, attention, *ids)
 
 
 def _may_be_halved(layer: SMoPLayer, backbone: Backbone, given: Mapping[str, Any]) -> bool:
@@ -305,7 +306,7 @@ def behind_kept(
         return None
     said = [row[begin:].tolist() for row, begin in zip(ids, padding.tolist(), strict=True)]
     _follow(layer.kept, backbone)
-    if layer.kept.is_full and not all(_key(x, text) in layer.kept for text in said):
+    if layer.kept.is_full and not all(_key(backbone, x, text) in layer.kept for text in said):
         return None  # what cannot be kept is read fastest together
     with calling(PromptCall(layer, reads=True)), evaluating(backbone.module):
         cache, states = _kept(layer.kept, backbone, said, x)
