@@ -89,8 +89,8 @@ def fold_head(model: PreTrainedModel) -> None:
         head.register_forward_pre_hook(_in_one_block)
 
 
-def _in_one_block(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (args[0].contiguous(), *args[1:])
+def _in_one_block(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    return (args[0].contiguous(), *args[1:]) if args else None
 
 
 def load_backbone(

@@ -11,12 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 EAGER_UP_TO = 128
-"""Tokens of a row. What eager attention keeps for the way back grows with their square."""
+"""Tokens of a text. What eager attention keeps for the way back grows with their square."""
 
 
 @contextmanager
 def fastest_attention(model: nn.Module, tokens: int) -> Iterator[None]:
-    """Within, forward and backward of short rows take eager attention in bf16 on a CPU.
+    """Within, forward and backward of short texts take eager attention in bf16 on a CPU.
 
     SDPA's way back is slow there (`benchmarks/decoder.py`). Passes outside are as they were, those
     of evaluations among them: an adapter answers by the attention that it was tested with. Nobody
@@ -24,7 +24,7 @@ def fastest_attention(model: nn.Module, tokens: int) -> Iterator[None]:
 
     Args:
         model: bare, or in PEFT's and a trainer's wrappers.
-        tokens: of the longest row, without its virtual tokens.
+        tokens: of the longest text.
     """
     inner = getattr(model, "module", model)
     base = inner.get_base_model() if isinstance(inner, PeftModel) else inner
