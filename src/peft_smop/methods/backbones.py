@@ -80,9 +80,9 @@ def precision(name: str, device: torch.device, parameters: int) -> torch.dtype:
 def fold_head(model: PreTrainedModel) -> None:
     """Have a decoder's head read its states as one matrix.
 
-    transformers hands it the last token's states as a slice of all tokens', and PyTorch multiplies
-    a slice row by row: on a CPU 9 times as long in fp32, and in bf16, where it copies the weight
-    for every row, 200 times (`benchmarks/decoder.py`).
+    transformers hands it the last token's states as a slice of all tokens', which PyTorch
+    multiplies row by row. In bf16 a CPU copies the weight for each of them: of 32 rows that takes
+    400 times as long (`benchmarks/decoder.py`).
     """
     head = model.get_output_embeddings()
     if isinstance(head, nn.Linear):
