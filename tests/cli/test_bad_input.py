@@ -74,7 +74,7 @@ def test_an_unknown_task_method_or_model_is_answered_with_the_nearest(smop, toy_
 
 
 def test_the_default_model_when_it_cannot_be_reached_names_the_embedded_one(smop, toy_task):
-    refused(smop("train", "-t", toy_task), "t5-base", "--model embedded")
+    refused(smop("train", "-t", toy_task), "model 't5-base' is not in reach", "--model embedded")
 
 
 @pytest.mark.parametrize(("option", "name"), [("-k", "num_prompts"), ("-l", "num_virtual_tokens")])

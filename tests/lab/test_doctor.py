@@ -66,6 +66,11 @@ def test_of_a_good_run_nothing_is_said():
             {"scale": None, "loss_after": 4.9, "loss_dropping": 4.9, "curve": (5, 5, 5, 5)},
             "the learning rate is too low",
         ),
+        # what was learned, a head beside the prompts did
+        (
+            {"scale": PromptScale(1.0, 1.0, 0.002), "learning_rate": 0.001},
+            "the learning rate is too low",
+        ),
         ({"scale": PromptScale(9.1, 9.5, 1.8)}, "prompts started too wide"),
         ({"scale": PromptScale(0.1, 1.5, 1.4)}, "prompts started too narrow"),
         ({"loss_dropping": 1.1}, "the backbone's dropout hides what prompts do"),
@@ -98,6 +103,7 @@ def test_the_rate_that_is_named_lies_where_it_says(rate, moved):
         {"load": (1.0,), "routing": None},
         {"steps": 20, "stopped_early": True},
         {"scale": None, "routing": None, "load": ()},
+        {"scale": PromptScale(1.0, 1.0, 0.05), "learning_rate": 0.02},
         # one prompt on all-MiniLM-L6-v2, 500 steps at 0.5: as good as at any other rate
         {
             "spread": 0.0537,

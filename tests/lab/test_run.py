@@ -246,6 +246,25 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(toy_task, saved_model
     assert run(wanted, torn, resume=True).test == whole.test
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_that_failed_before_its_first_step_is_begun_anew_in_its_place(
+    toy_task, saved_models, tmp_path, resume
+):
+    with pytest.raises(ConfigError, match="keep_texts"):
+        run(spec(toy_task, saved_models["t5"], keep_texts=1.0), tmp_path / "run")
+    wanted = spec(toy_task, saved_models["t5"], seed=3)
+    assert run(wanted, tmp_path / "run", resume=resume).seed == 3
+    assert not (tmp_path / "run" / "failure.json").exists()
+
+
+def test_what_lies_beside_a_failed_run_is_not_begun_over(toy_task, saved_models, tmp_path):
+    with pytest.raises(ConfigError, match="keep_texts"):
+        run(spec(toy_task, saved_models["t5"], keep_texts=1.0), tmp_path / "run")
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="already holds an unfinished run"):
+        run(spec(toy_task, saved_models["t5"]), tmp_path / "run")
+
+
 def test_a_used_directory_is_refused_resumed_or_overwritten_as_told(
     toy_task, saved_models, tmp_path
 ):

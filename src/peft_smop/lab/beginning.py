@@ -62,6 +62,7 @@ def begin(spec: RunSpec, directory: RunDirectory, *, resume: bool, overwrite: bo
         SMoPError: the specification, the data, the model or the directory are not usable.
     """
     directory.check(resume=resume, overwrite=overwrite)
+    resume = resume and not directory.failed_at_once
     spec = spec.resolved()
     if resume and directory.spec.is_file():
         spec = _taken_up(spec, directory)
@@ -113,7 +114,8 @@ def check_same(before: RunSpec, now: RunSpec, place: Path) -> None:
         key = changed[0]
         was, wanted = old[key], new[key]
         if isinstance(was, dict) and isinstance(wanted, dict):
-            key = next(k for k in wanted if wanted[k] != was.get(k))
+            others = [k for k in wanted if wanted[k] != was.get(k)]
+            key = min(others, key=LENGTHS.__contains__)  # more steps alone may be asked for
             was, wanted = was.get(key), wanted[key]
             if was is None and key in ("learning_rate", "dropout"):
                 raise ConfigError(

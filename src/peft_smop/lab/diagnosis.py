@@ -21,6 +21,8 @@ STEEPEST = 12.0
 """Rate in spreads of the embeddings, above which far is too far for runs that learned, too."""
 NEAREST = 0.15
 """Prompts that went less than this are still where they started."""
+AT_REST = 0.015
+"""Prompts that went less than this did nothing, whatever a head beside them learned."""
 LEARNED = 0.9
 """A loss that fell to less than this part of its start has been learned from."""
 DROPPED = 1.2
@@ -84,7 +86,7 @@ def _rate(signs: Signs) -> Finding | None:
     far = moved is not None and moved > FARTHEST and (steep or not learned)
     if far or (not learned and _rise(signs.curve)):
         too, direction, instead = "high", "lower", signs.learning_rate / 10
-    elif signs.steps < FEWEST_STEPS or learned or (moved is not None and moved > NEAREST):
+    elif signs.steps < FEWEST_STEPS or (moved is not None and moved > NEAREST) or (learned and (moved is None or moved > AT_REST)):
         return None
     else:
         too, direction, instead = "low", "raise", signs.learning_rate * 10

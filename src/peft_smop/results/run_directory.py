@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,11 +129,20 @@ class RunDirectory:
                 " or another --output"
             )
 
+    @property
+    def failed_at_once(self) -> bool:
+        """Whether a run stopped with an error before anything was trained: nothing can be lost."""
+        said = {path.name for path in (self.spec, self.task, self.split)}
+        return self.failure.is_file() and not self._beside({LOCK, self.failure.name, *said})
+
     def _holds_anything(self) -> bool:
-        """Whether there is more than a run leaves that was killed before its first file."""
-        ours = {LOCK, self.failure.name}
+        """Whether there is more than a run leaves that was stopped before its first step."""
+        return self._beside({LOCK, self.failure.name}) and not self.failed_at_once
+
+    def _beside(self, names: Container[str]) -> bool:
+        """Whether there are other files than of these names, and what a killed owner left."""
         left_over = set(self._left_over())
-        return any(path.name not in ours and path not in left_over for path in self.path.iterdir())
+        return any(path.name not in names and path not in left_over for path in self.path.iterdir())
 
     def _left_over(self) -> list[Path]:
         return [path for path in self.path.glob(f".*{DRAFT}") if path.is_file()]

@@ -61,7 +61,8 @@ def formulate(
                 f" {positions} positions; lower num_virtual_tokens"
             )
         raise ConfigError(
-            f"max_length={max_length} leaves no room for a text beside {formulation.overhead}"
-            " tokens that every input needs; raise it"
+            f"max_length={max_length} leaves no room for a text: of every input"
+            f" {formulation.overhead} {'is' if formulation.overhead == 1 else 'are'} no text's,"
+            f" and a text needs {LEAST_TEXT}; raise it to {formulation.overhead + LEAST_TEXT}"
         )
     return formulation
