@@ -76,10 +76,10 @@ def test_texts_are_kept_only_where_a_prompt_stands_behind_them(toy_task, saved_m
                 "training": {"max_steps": 1, "keep_texts": 1.0},
             }
         )
-        with pytest.raises(ConfigError, match="keeps what is read of texts .* use position=after"):
+        with pytest.raises(ConfigError, match=r"keeps what is read of texts .* use position=after"):
             run(wanted, tmp_path / method["name"])
     wanted = wanted.model_copy(update={"model": saved_models["bert"]})
-    with pytest.raises(ConfigError, match="what a decoder reads .* as SEQ_CLS; leave it out"):
+    with pytest.raises(ConfigError, match=r"what a decoder reads .* as SEQ_CLS; leave it out"):
         run(wanted, tmp_path / "encoder")
 
 

@@ -86,7 +86,7 @@ def _rate(signs: Signs) -> Finding | None:
     far = moved is not None and moved > FARTHEST and (steep or not learned)
     if far or (not learned and _rise(signs.curve)):
         too, direction, instead = "high", "lower", signs.learning_rate / 10
-    elif signs.steps < FEWEST_STEPS or (moved is not None and moved > NEAREST) or (learned and (moved is None or moved > AT_REST)):
+    elif signs.steps < FEWEST_STEPS or _got_somewhere(learned, moved):
         return None
     else:
         too, direction, instead = "low", "raise", signs.learning_rate * 10
@@ -103,6 +103,12 @@ def _rate(signs: Signs) -> Finding | None:
         f" {signs.loss_before:.2f} to {signs.loss_after:.2f}",
         f"{how}: --lr {instead:g}",
     )
+
+
+def _got_somewhere(learned: bool, moved: float | None) -> bool:
+    if moved is None:
+        return learned
+    return moved > (AT_REST if learned else NEAREST)
 
 
 def _dropout(signs: Signs) -> Finding | None:

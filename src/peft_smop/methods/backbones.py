@@ -216,10 +216,11 @@ def _config(source: Source) -> PreTrainedConfig:
             raise CheckpointError(
                 f"model {source.name!r} cannot be read: {_first_sentence(error)}"
             ) from error
-        is_known = source.name in KNOWN_NAMES
-        said = unknown("model", source.name, KNOWN_NAMES)
+        said = str(unknown("model", source.name, KNOWN_NAMES))
+        if source.name in KNOWN_NAMES:
+            said = f"model {source.name!r} is not in reach"
         raise ConfigError(
-            f"{f'model {source.name!r} is not in reach' if is_known else said} (no directory here, not in the local cache, and not reached on the hub)."
+            f"{said} (no directory here, not in the local cache, and not reached on the hub)."
             f" --model {MODEL_NAME} needs no download."
         ) from error
 
