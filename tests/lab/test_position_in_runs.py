@@ -67,20 +67,17 @@ def test_what_was_trained_behind_its_text_is_loaded_behind_it(
 
 
 def test_texts_are_kept_only_where_a_prompt_stands_behind_them(toy_task, saved_models, tmp_path):
-    for method in ({"name": "smop"}, {"name": "lora"}):
+    for kind, name in (("llama", "smop"), ("llama", "lora"), ("bert", "smop")):
         wanted = RunSpec.of(
             {
                 "task": str(toy_task),
-                "model": saved_models["llama"],
-                "method": method,
+                "model": saved_models[kind],
+                "method": {"name": name},
                 "training": {"max_steps": 1, "keep_texts": 1.0},
             }
         )
-        with pytest.raises(ConfigError, match=r"keeps what is read of texts .* use position=after"):
-            run(wanted, tmp_path / method["name"])
-    wanted = wanted.model_copy(update={"model": saved_models["bert"]})
-    with pytest.raises(ConfigError, match=r"what a decoder reads .* as SEQ_CLS; leave it out"):
-        run(wanted, tmp_path / "encoder")
+        with pytest.raises(ConfigError, match=r"as a decoder alone does, with position=after"):
+            run(wanted, tmp_path / f"{kind}-{name}")
 
 
 def test_what_has_no_answer_behind_its_text_is_refused(small_medley, tmp_path):

@@ -158,7 +158,7 @@ def fit_with(training: Training, checkpoint: Path | None, *, step: Step | None =
         )
 
     if options.keep_texts:
-        _keep_texts(model, options.keep_texts, formulation.task_type)
+        _keep_texts(model, options.keep_texts)
     rate = _learning_rate(model, options)
     meter = StepMeter()
     own: list[TrainerCallback] = [Rhythm(), CompleteCheckpoint()]
@@ -237,22 +237,17 @@ def _revival(model: nn.Module, seed: int) -> Revival:
     return Revival(adapter, seed)
 
 
-def _keep_texts(model: nn.Module, gibibytes: float, task_type: str) -> None:
+def _keep_texts(model: nn.Module, gibibytes: float) -> None:
     """Let texts be read once in all epochs.
 
     Raises:
         ConfigError: no prompt stands behind them.
     """
     tuner, adapter = SMoPModel.of(model), SMoPModel.adapter_of(model)
-    if task_type != "CAUSAL_LM":
-        raise ConfigError(
-            f"keep_texts={gibibytes} keeps what a decoder reads of texts before their prompts, and"
-            f" this model is put to the task as {task_type}; leave it out"
-        )
     if tuner is None or adapter is None or adapter.position != "after":
         raise ConfigError(
-            f"keep_texts={gibibytes} keeps what is read of texts before their prompts, and this"
-            " method has none there; use position=after, or leave it out"
+            f"keep_texts={gibibytes} keeps what is read of texts before their prompts, as a decoder"
+            " alone does, with position=after; leave it out"
         )
     tuner.keep_texts(gibibytes)
 
