@@ -73,8 +73,8 @@ def test_of_a_good_run_nothing_is_said():
         ),
         ({"scale": PromptScale(9.1, 9.5, 1.8)}, "prompts started too wide"),
         ({"scale": PromptScale(0.1, 1.5, 1.4)}, "prompts started too narrow"),
-        ({"loss_dropping": 1.1}, "the backbone's dropout hides what prompts do"),
-        ({"loss_dropping": 0.6}, "the backbone's dropout hides what prompts do"),
+        ({"loss_dropping": 1.1}, "the backbone's dropout hides what is trained"),
+        ({"loss_dropping": 0.6}, "the backbone's dropout hides what is trained"),
         ({"steps": 20}, "too few steps"),
         ({"curve": (5.0, 4.0, 3.0, 2.0)}, "too few steps"),
         ({"cut": 0.5, "max_length": 8}, "inputs are cut"),
@@ -84,6 +84,14 @@ def test_of_a_good_run_nothing_is_said():
 )
 def test_every_cause_is_told_alone(spoiled, cause):
     assert causes(replace(GOOD, **spoiled)) == [cause]
+
+
+def test_dropout_is_a_fault_of_weights_only_where_nothing_was_learned():
+    weights = replace(GOOD, scale=None, loss_dropping=6.0)
+    assert causes(weights) == []
+    assert "the backbone's dropout hides what is trained" in causes(
+        replace(weights, loss_after=4.7)
+    )
 
 
 @pytest.mark.parametrize("rate", [0.0005, 0.05, 0.5, 2.0, 5.0, 50.0])
@@ -112,6 +120,11 @@ def test_the_rate_that_is_named_lies_where_it_says(rate, moved):
             "routing": None,
             "load": (),
         },
+        # LoRA on the same, BANKING77 (84.8 of 100, of 77 labels) and TREC (94.8)
+        {"scale": None, "loss_before": 4.35, "loss_after": 0.14, "loss_dropping": 0.286},
+        {"scale": None, "loss_before": 1.79, "loss_after": 0.006, "loss_dropping": 0.013},
+        # thrice of nearly nothing
+        {"loss_after": 0.02, "loss_dropping": 0.06},
     ],
 )
 def test_what_looks_wrong_and_is_not(sound):
@@ -178,7 +191,7 @@ def dropping(tmp_path_factory):
         ({"max_length": 6}, "inputs are cut"),
         (
             {"model": "dropping", "dropout": True},
-            "the backbone's dropout hides what prompts do",
+            "the backbone's dropout hides what is trained",
         ),
         ({"model": "dropping"}, None),
         ({"method": {"name": "lora"}, "learning_rate": 1e-7}, "the learning rate is too low"),

@@ -25,8 +25,8 @@ AT_REST = 0.015
 """Prompts that went less than this did nothing, whatever a head beside them learned."""
 LEARNED = 0.9
 """A loss that fell to less than this part of its start has been learned from."""
-DROPPED = 1.2
-"""How much dropout may raise the loss."""
+DROPPED, SEEN = 1.2, 0.1
+"""How much dropout may raise the loss: so many times, or so little that it is not seen, in nats."""
 STILL_FALLING = 0.3
 """Part of all that the loss fell, in the last quarter of the steps."""
 FEWEST_STEPS = 50
@@ -79,7 +79,7 @@ def _start_out_of_scale(signs: Signs) -> Finding | None:
 
 def _rate(signs: Signs) -> Finding | None:
     """Too high: far away, or a loss that rises; too low: nowhere, after steps enough."""
-    learned = signs.loss_after < LEARNED * signs.loss_before
+    learned = _learned(signs)
     moved = None if signs.scale is None else signs.scale.moved
     # behind a normalisation of embeddings, prompts of many steps go far, and do well there
     steep = signs.learning_rate > STEEPEST * signs.spread
@@ -105,6 +105,10 @@ def _rate(signs: Signs) -> Finding | None:
     )
 
 
+def _learned(signs: Signs) -> bool:
+    return signs.loss_after < LEARNED * signs.loss_before
+
+
 def _got_somewhere(learned: bool, moved: float | None) -> bool:
     if moved is None:
         return learned
@@ -112,12 +116,14 @@ def _got_somewhere(learned: bool, moved: float | None) -> bool:
 
 
 def _dropout(signs: Signs) -> Finding | None:
+    """Noise in all that a prompt says; weights that learned under it have overcome it."""
     # what was trained under much dropout may even be worse without it
     less, more = sorted((signs.loss_dropping, signs.loss_after))
-    if more < DROPPED * less:
+    overcome = signs.scale is None and _learned(signs)
+    if overcome or more - less < SEEN or more < DROPPED * less:
         return None
     return Finding(
-        "the backbone's dropout hides what prompts do",
+        "the backbone's dropout hides what is trained",
         f"with it, as in training, the loss is {signs.loss_dropping:.2f}, without it"
         f" {signs.loss_after:.2f}",
         "train without: --no-dropout",
