@@ -1,6 +1,7 @@
 """An adapter's directory is enough to answer with, alone or beside others."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -201,6 +202,16 @@ def test_what_stands_beside_it_may_be_damaged(adapters, tmp_path, change, words)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(SMoPError, match=words):
         Predictor.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("below", ["mood", "run/adapter", "runs/run/adapter"])
+def test_of_a_directory_that_holds_adapters_one_is_named(adapters, tmp_path, below):
+    shutil.copytree(adapters["mood"], tmp_path / below)
+    with pytest.raises(CheckpointError, match=f"such as {re.escape(str(tmp_path / below))}$"):
+        Predictor.load(tmp_path)
+    (tmp_path / below / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"expected the directory of a saved adapter$"):
+        Predictor.load(tmp_path)
 
 
 def test_two_directories_of_one_name_are_told_apart_or_refused(adapters, tmp_path):
