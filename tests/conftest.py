@@ -1,5 +1,6 @@
 """What all tests share: the environment, a small task, small models of each kind."""
 
+import gc
 import json
 import os
 import warnings
@@ -18,6 +19,13 @@ torch.set_num_threads(1)  # tiny models lose much more to waiting threads than t
 
 def pytest_report_header():
     return f"environment: {offline.SETTINGS}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _libraries_are_no_garbage():
+    """What was imported is no longer looked through whenever garbage is collected."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -172,7 +172,6 @@ def _routing(begun: Begun, console: Console) -> RoutingWorth | None:
     return routing_worth(
         found,
         prepared.formulation,
-        examples,
         of=len(validation),
         refitted=refitted,
         pruned=pruned,

@@ -33,7 +33,6 @@ def examples_to_certify(
 def routing_worth(
     found: UnderPrompts,
     formulation: Formulation,
-    examples: Sequence[Example],
     *,
     of: int,
     refitted: bool = False,
@@ -44,12 +43,11 @@ def routing_worth(
     Args:
         found: answers to validation examples under every prompt.
         formulation: how the task was put.
-        examples: those examples.
         of: how many there are in all.
         refitted: whether the router was fitted once more.
         pruned: prompts that were taken away.
     """
-    said = certificate_of(found, formulation, examples)
+    said = certificate_of(found, formulation)
     return RoutingWorth(
         part="validation",
         examples=said.examples,
