@@ -8,7 +8,7 @@ demo:  ## train SMoP and two baselines on the embedded model, print a comparison
 
 test:  ## the test suite: offline, on the CPU, a few minutes
 	@tools/setup dev
-	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n 2
+	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n 2 --dist loadfile  # what a file's tests share is made once
 
 check: format lint types layers test  ## everything a change must pass
 

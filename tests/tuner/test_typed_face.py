@@ -34,7 +34,6 @@ def checked(tmp_path, **words):
     ).stdout  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_misspelt_routing_or_start_does_not_pass_the_type_checker(tmp_path):
     pytest.importorskip("mypy")
     right = checked(tmp_path, routing="linear", init="labels")
