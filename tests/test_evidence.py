@@ -1,7 +1,10 @@
 """The evidence on real texts: piles by the rules that are written down, tables from records."""
 
 import json
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,14 +170,42 @@ def test_another_recipe_or_option_is_a_row_of_its_own_and_no_difference_is_made_
         told_run(0, [0, 0, 1, 1], options={"dropout": False}),
         told_run(3, None),
     )
-    rows = tables.table(record).splitlines()[2:]
-    names = [row.split(" | ")[0] for row in rows]
-    assert names == [
-        "| single l=5",
+    usual, others = (tables.table(record, by_default=own).splitlines()[2:] for own in (True, False))
+    assert [row.split(" | ")[0] for row in usual] == ["| single l=5"]
+    assert [row.split(" | ")[0] for row in others] == [
         "| single l=5 dropout=False",
         "| single l=5, recipe paper",
     ]
-    assert all(row.split(" | ")[5].strip() == "" for row in rows)
+    assert all(row.split(" | ")[5].strip() == "" for row in usual + others)
+
+
+def test_a_task_in_a_row_is_what_took_as_many_steps_by_the_default_recipe(tables):
+    mixture, told = {"name": "smop k=4 l=5 position=after routing=posterior"}, {"name": "told"}
+    record = recorded(
+        told_run(0, [0, 0, 1, 1], name="single l=5 position=after"),
+        told_run(1, [0, 0, 0, 1], name="single l=5 position=after"),
+        told_run(0, [0, 0, 1, 1], name="single l=5 position=after", steps=2000),
+        told_run(0, [0, 0, 0, 0], **mixture),
+        told_run(0, [0, 0, 1, 1], **mixture, options={"schedule": "cosine"}),
+        told_run(0, [0, 0, 0, 0], **told, evaluated_every=125),
+        told_run(0, [0, 0, 1, 1], **told),
+        told_run(1, [0, 0, 1, 1], **told),
+        told_run(0, [0, 0, 1, 1], name="lora r=8", precision="bfloat16"),
+        told_run(0, [0, 0, 1, 1], name="single l=20 position=after", steps=2000),
+    )
+    alone = recorded(told_run(0, [0, 0, 1, 1], **told))
+    head, _, *rows = tables.summary(
+        {**one, "task": "toy", "model": "tiny"} for one in (record, alone)
+    ).splitlines()
+    (row,) = (dict(zip(head.split(" | "), one.split(" | "), strict=True)) for one in rows)
+    assert {name.strip("| "): cell for name, cell in row.items() if cell.strip("| ")} == {
+        "task, backbone": "| `toy`, tiny",
+        "steps": "1000",
+        "one prompt, l=5": "87.5 ± 17.7 (2)",
+        "mixture by posterior, k=4": "50.0 (1)",
+        "told the source": "100.0 ± 0.0 (2)",
+        "mixture less l=5": "-50.0 (-100.0 to +0.0)",
+    }
 
 
 def test_what_was_tried_with_one_prompt_is_told_by_rate_and_dropout(tables):
@@ -207,6 +238,19 @@ def test_what_was_tried_with_one_prompt_is_told_by_rate_and_dropout(tables):
         f"{said}| 0.08 | none |  |  | 0: 60.0 | 60.0 |",
         f"{said}| 0.5 | none |  | paper | 1: 50.0 | 50.0 |",
     ]
+
+
+def test_what_is_not_there_is_one_sentence(tmp_path):
+    said = {
+        "tables.py": ["--of", str(tmp_path)],
+        "piles.py": [str(tmp_path), str(tmp_path / "out")],
+        "probe.py": ["no-model", str(tmp_path)],
+    }
+    for script, arguments in said.items():
+        command = [sys.executable, str(FOLDER / script), *arguments]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert found.returncode == 2, found.stderr
+        assert re.fullmatch(rf"error: {re.escape(str(tmp_path))}.*; expected .*\n", found.stderr)
 
 
 def test_finished_runs_join_the_record_of_their_task(tables, tmp_path, monkeypatch):
@@ -256,8 +300,8 @@ def test_unlike_runs_are_rows_of_their_own_and_the_reference_took_as_many_steps(
     rows = tables.table(record).splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows] == [
         "| single l=5",
-        "| single l=5",
         "| single l=5, bf16",
+        "| single l=5",
         "| lora",
         "| lora",
         "| lora",

@@ -137,11 +137,15 @@ def main() -> None:
     parser.add_argument("sources", type=Path)
     parser.add_argument("output", type=Path)
     given = parser.parse_args()
-    for source in SOURCES:
-        parts = drawn(given.sources, source, ALONE, as_it_is, Random(0))
-        print(write(source, parts, given.output))
-    for name in PILES:
-        print(write(name, pile(given.sources, name), given.output))
+    try:
+        for source in SOURCES:
+            parts = drawn(given.sources, source, ALONE, as_it_is, Random(0))
+            print(write(source, parts, given.output))
+        for name in PILES:
+            print(write(name, pile(given.sources, name), given.output))
+    except FileNotFoundError as error:
+        expected = f"folders {', '.join(SOURCES)} with train, validation and test.jsonl"
+        parser.exit(2, f"error: {error.filename} does not exist; expected {expected}\n")
 
 
 if __name__ == "__main__":

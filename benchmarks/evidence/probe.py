@@ -22,9 +22,14 @@ WEIGHTS = (0.01, 0.1, 1.0, 10.0, 100.0)
 PARTS = ("train", "validation", "test")
 
 
+def of(folder: Path, part: str) -> Path:
+    """A part's file."""
+    return folder / f"{part}.jsonl"
+
+
 def read(folder: Path, part: str) -> list[dict[str, str]]:
     """A part's rows."""
-    lines = (folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = of(folder, part).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -51,6 +56,11 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("tasks", nargs="+", type=Path)
     given = parser.parse_args()
+    missing = [
+        p for folder in given.tasks for part in PARTS if not (p := of(folder, part)).is_file()
+    ]
+    if missing:
+        parser.exit(2, f"error: {missing[0]} does not exist; expected a pile's folder\n")
     print("| pile | states | validation | test |\n| --- | --- | --- | --- |")
     for folder in given.tasks:
         rows = {part: read(folder, part) for part in PARTS}

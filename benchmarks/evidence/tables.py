@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from peft_smop.errors import RunError
+from peft_smop.errors import RunError, SMoPError
 from peft_smop.names import DESCRIBED, PROMPT_SPREADS
 from peft_smop.plain_yaml import read_yaml
 from peft_smop.report import Difference, outcomes_of, paired_bootstrap
@@ -38,6 +38,17 @@ HEAD = (
 TOLD_APART = ("name", "recipe", "options", "precision", "steps", "evaluated_every", "batch")
 """By which a record's runs are put together, with all rates that were tried."""
 REFERENCE = "single l=5"
+MIXTURE = "smop k=4 l=5 routing=posterior"
+SIDE_BY_SIDE = {
+    "one prompt, l=5": REFERENCE,
+    "one prompt, l=20": "single l=20",
+    "mixture as published, k=4": "smop k=4 l=5",
+    "mixture by posterior, k=4": MIXTURE,
+    "the same, l=20": "smop k=4 l=20 routing=posterior",
+    "told the source": "told",
+    "LoRA, r=8": "lora r=8",
+}
+AGAINST = {"l=5": REFERENCE, "l=20": "single l=20", "LoRA": "lora r=8"}
 OF_DATA = ("train_examples", "preset", "continued_at")
 """What else of a specification makes a run another one."""
 OF_RECIPES = {"dropout", "optimizer", "schedule"}
@@ -123,10 +134,17 @@ def collect(stores: Iterable[Path]) -> list[Path]:
         The records.
 
     Raises:
-        RunError: a run was not tested on the examples of its record.
+        RunError: a store has no finished run, or a run was not tested on the examples of its
+            record.
     """
     changed: dict[Path, Record] = {}
-    for path in (found.parent for store in stores for found in sorted(store.rglob("result.json"))):
+    paths: list[Path] = []
+    for store in stores:
+        results = sorted(store.rglob("result.json"))
+        if not results:
+            raise RunError(f"{store} holds no finished run; expected a store, or a run's directory")
+        paths += [result.parent for result in results]
+    for path in paths:
         run, record = run_of(path)
         place = RECORDS / f"{record['task']}-{record['model']}.json"
         if place not in changed:
@@ -165,27 +183,90 @@ def written(record: Record) -> str:
     return json.dumps(head)[:-1] + ',\n"runs": [\n' + lines + "\n]}\n"
 
 
-def table(record: Record) -> str:
+def table(record: Record, *, by_default: bool = True) -> str:
     """A record in Markdown: one prompt of five tokens first, where there is one, then by name.
 
     Methods are held against it where it took as many steps in the same precision, or else against
     the first row.
+
+    Args:
+        record: a task on a backbone.
+        by_default: the rows of the default recipe as it is, or else those of all others.
     """
-    groups: dict[str, list[Run]] = {}
-    for run in sorted(record["runs"], key=_order):
-        groups.setdefault(json.dumps([run[key] for key in TOLD_APART]), []).append(run)
-    best = [_best_rate(runs) for runs in groups.values()]
+    best = groups(record)
     references = {_terms(runs[0]): runs for runs, _ in best[::-1] if _is_reference(runs[0])}
     rows = []
     for runs, rates in best:
         first = references.get(_terms(runs[0]), best[0][0])
-        rows.append(_row(runs, rates, None if runs is first else difference(record, first, runs)))
-    return "\n".join([HEAD, *rows])
+        if by_default is _is_default(runs[0]):
+            apart = None if runs is first else difference(record, first, runs)
+            rows.append(_row(runs, rates, apart))
+    return "\n".join([HEAD, *rows]) if rows else ""
+
+
+def groups(record: Record) -> list[tuple[list[Run], int]]:
+    """A record's runs that differ in their seeds alone, each with how many rates were tried."""
+    found: dict[str, list[Run]] = {}
+    for run in sorted(record["runs"], key=_order):
+        found.setdefault(json.dumps([run[key] for key in TOLD_APART]), []).append(run)
+    return [_best_rate(runs) for runs in found.values()]
+
+
+def summary(records: Iterable[Record]) -> str:
+    """Every task in a row: the methods side by side, each by the default recipe and its best rate.
+
+    All of a row took as many steps in the same precision: those of one prompt with most seeds.
+    """
+    rows = []
+    for record in records:
+        usual = sorted((runs for runs, _ in groups(record) if _is_default(runs[0])), key=len)
+        first = next((runs for runs in reversed(usual) if _is_reference(runs[0])), None)
+        if first is None:
+            continue
+        found = {_placeless(runs[0]): runs for runs in usual if _terms(runs[0]) == _terms(first[0])}
+        mixture = found.get(MIXTURE)
+        cells = [
+            f"`{record['task']}`, {record['model']}{_short(first[0])}",
+            f"{first[0]['steps']}",
+            *(_mean(found.get(name, ())) for name in SIDE_BY_SIDE.values()),
+            *(_apart(record, found.get(name), mixture) for name in AGAINST.values()),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    head = ["task, backbone", "steps", *SIDE_BY_SIDE, *(f"mixture less {name}" for name in AGAINST)]
+    return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *rows])
+
+
+def _apart(record: Record, first: Sequence[Run] | None, other: Sequence[Run] | None) -> str:
+    apart = difference(record, first, other) if first and other else None
+    return "" if apart is None else _points(apart)
+
+
+def _points(apart: Difference) -> str:
+    return f"{apart.points:+.1f} ({apart.low:+.1f} to {apart.high:+.1f})"
+
+
+def _mean(runs: Sequence[Run]) -> str:
+    """With the spread of its seeds, and how many there are."""
+    test = [run["test"] for run in runs]
+    return f"{mean(test):.1f}{_spread(test)} ({len(test)})" if test else ""
+
+
+def _spread(test: Sequence[float]) -> str:
+    return f" ± {stdev(test):.1f}" if len(test) > 1 else ""
+
+
+def _placeless(run: Run) -> str:
+    """A method's name without the place of its prompts, which all of a backbone share."""
+    return str(run["name"]).replace(" position=after", "")
+
+
+def _is_default(run: Run) -> bool:
+    return run["recipe"] == "default" and not run["options"]
 
 
 def _order(run: Run) -> tuple[bool, str, bool, str, int]:
     said = json.dumps(run["options"])
-    return not _is_reference(run), run["name"], run["recipe"] != "default", said, -run["steps"]
+    return not _is_reference(run), run["name"], run["recipe"] != "default", said, run["steps"]
 
 
 def _terms(run: Run) -> tuple[int, str]:
@@ -194,8 +275,7 @@ def _terms(run: Run) -> tuple[int, str]:
 
 
 def _is_reference(run: Run) -> bool:
-    is_one = run["name"] == REFERENCE or run["name"].startswith(f"{REFERENCE} ")
-    return is_one and run["recipe"] == "default" and not run["options"]
+    return _placeless(run) == REFERENCE and _is_default(run)
 
 
 def _best_rate(runs: Sequence[Run]) -> tuple[list[Run], int]:
@@ -314,8 +394,11 @@ def _drops(run: Run) -> bool:
 
 def tables_of(records: Mapping[str, Record]) -> dict[str, str]:
     """Every table of the page, by its mark."""
+    others = {name: table(record, by_default=False) for name, record in records.items()}
     return {
+        "summary": summary(records.values()),
         **{name: table(record) for name, record in records.items()},
+        **{f"{name}-otherwise": text for name, text in others.items() if text},
         "recipes": recipes(records.values()),
     }
 
@@ -331,14 +414,13 @@ def _row(runs: Sequence[Run], rates: int, apart: Difference | None) -> str:
     options = "".join(f" {name}={value}" for name, value in first["options"].items())
     recipe = "" if first["recipe"] == "default" else f", recipe {first['recipe']}"
     recipe += _short(first)
-    spread = f" ± {stdev(test):.1f}" if len(test) > 1 else ""
     cells = [
         f"{first['name']}{options}{recipe}",
         f"{first['rate']:g}, {rates}",
         f"{first['steps']:,}, {first['evaluated_every']}",
-        f"{mean(test):.1f}{spread}",
+        f"{mean(test):.1f}{_spread(test)}",
         ", ".join(f"{score:.1f}" for score in test),
-        "" if apart is None else f"{apart.points:+.1f} ({apart.low:+.1f} to {apart.high:+.1f})",
+        "" if apart is None else _points(apart),
         ", ".join(_worth(run["routing"]) for run in runs if run["routing"] is not None),
         "; ".join(_load(run["load"]) for run in runs if len(run["load"]) > 1),
         f"{first['trainable']:,}",
@@ -382,8 +464,11 @@ def main() -> None:
     parser.add_argument("--of", nargs="+", type=Path, help="stores with finished runs")
     parser.add_argument("--write", action="store_true", help="put the tables into the page")
     given = parser.parse_args()
-    for path in collect(given.of) if given.of else ():
-        print(path)
+    try:
+        for path in collect(given.of or ()):
+            print(path)
+    except SMoPError as error:
+        parser.exit(2, f"error: {error}\n")
     records = {path.stem: read(path) for path in sorted(RECORDS.glob("*.json"))}
     tables = tables_of(records)
     if given.write:
