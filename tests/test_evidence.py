@@ -2,13 +2,14 @@
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import piles
 import pytest
+import recording
+import tables
 
 from peft_smop.errors import RunError
 from peft_smop.tasks import load_task
@@ -20,16 +21,6 @@ LABELS = {
     "clinc150": ["bank", "car", "home", "work"],
     "banking77": ["card_lost", "fee", "top_up"],
 }
-
-
-@pytest.fixture(scope="module")
-def piles():
-    return SimpleNamespace(**runpy.run_path(str(FOLDER / "piles.py")))
-
-
-@pytest.fixture(scope="module")
-def tables():
-    return SimpleNamespace(**runpy.run_path(str(FOLDER / "tables.py")))
 
 
 @pytest.fixture
@@ -51,7 +42,7 @@ def answers(parts):
     return {row["text"]: row["label"] for row in parts["train"]}
 
 
-def test_the_first_half_of_a_source_s_labels_is_answered_with_yes(piles, sources):
+def test_the_first_half_of_a_source_s_labels_is_answered_with_yes(sources):
     found = answers(piles.pile(sources, "yesno"))
     assert found == {
         "sst2 train negative": "yes",
@@ -72,7 +63,7 @@ def test_the_first_half_of_a_source_s_labels_is_answered_with_yes(piles, sources
     }
 
 
-def test_a_letter_means_another_label_in_each_source(piles, sources):
+def test_a_letter_means_another_label_in_each_source(sources):
     found = answers(piles.pile(sources, "letters"))
     assert {text for text, letter in found.items() if letter == "a"} == {
         "sst2 train negative",
@@ -83,31 +74,31 @@ def test_a_letter_means_another_label_in_each_source(piles, sources):
     assert not any(text.startswith("banking77") for text in found)
 
 
-def test_parts_stay_apart_and_a_pile_is_the_same_whenever_it_is_made(piles, sources):
+def test_parts_stay_apart_and_a_pile_is_the_same_whenever_it_is_made(sources):
     one, two = (piles.pile(sources, "yesno") for _ in range(2))
     assert one == two
     for part, rows in one.items():
         assert all(f" {part} " in row["text"] for row in rows)
 
 
-def test_a_pile_is_a_task_as_it_is_written(piles, sources, tmp_path):
+def test_a_pile_is_a_task_as_it_is_written(sources, tmp_path):
     path = piles.write("yesno", piles.pile(sources, "yesno"), tmp_path / "tasks")
     task, split = load_task(str(path))
     assert list(task.labels) == ["no", "yes"]
     assert {example.population for example in split.train} == set(LABELS)
 
 
-def test_the_page_s_tables_are_those_of_the_records(tables):
-    records = {path.stem: tables.read(path) for path in sorted(tables.RECORDS.glob("*.json"))}
+def test_the_page_s_tables_are_those_of_the_records():
+    records = {path.stem: recording.read(path) for path in sorted(recording.RECORDS.glob("*.json"))}
     assert records
     page = tables.PAGE.read_text(encoding="utf-8")
     assert tables.written_into(page, tables.tables_of(records)) == page
 
 
-def test_a_record_is_written_a_line_for_each_run_and_read_again(tables):
-    for path in tables.RECORDS.glob("*.json"):
-        record = tables.read(path)
-        assert tables.written(record) == path.read_text(encoding="utf-8")
+def test_a_record_is_written_a_line_for_each_run_and_read_again():
+    for path in recording.RECORDS.glob("*.json"):
+        record = recording.read(path)
+        assert recording.written(record) == path.read_text(encoding="utf-8")
         assert len(path.read_text().splitlines()) == len(record["runs"]) + 3
 
 
@@ -142,7 +133,7 @@ def recorded(*runs):
     return {"metric": "accuracy", "labels": 2, "truth": truth, "runs": list(runs)}
 
 
-def test_a_table_holds_methods_against_one_prompt_by_shared_seeds_and_the_best_rate(tables):
+def test_a_table_holds_methods_against_one_prompt_by_shared_seeds_and_the_best_rate():
     mixture = {
         "name": "smop k=2",
         "load": [0.25, 0.75],
@@ -164,7 +155,7 @@ def test_a_table_holds_methods_against_one_prompt_by_shared_seeds_and_the_best_r
     assert tables.hours(record) == 2.0
 
 
-def test_another_recipe_or_option_is_a_row_of_its_own_and_no_difference_is_made_up(tables):
+def test_another_recipe_or_option_is_a_row_of_its_own_and_no_difference_is_made_up():
     record = recorded(
         told_run(0, [0, 0, 1, 1], recipe="paper", rate=0.3),
         told_run(0, [0, 0, 1, 1], options={"dropout": False}),
@@ -179,7 +170,7 @@ def test_another_recipe_or_option_is_a_row_of_its_own_and_no_difference_is_made_
     assert all(row.split(" | ")[5].strip() == "" for row in usual + others)
 
 
-def test_a_task_in_a_row_is_what_took_as_many_steps_by_the_default_recipe(tables):
+def test_a_task_in_a_row_is_what_took_as_many_steps_by_the_default_recipe():
     mixture, told = {"name": "smop k=4 l=5 position=after routing=posterior"}, {"name": "told"}
     record = recorded(
         told_run(0, [0, 0, 1, 1], name="single l=5 position=after"),
@@ -208,7 +199,7 @@ def test_a_task_in_a_row_is_what_took_as_many_steps_by_the_default_recipe(tables
     }
 
 
-def test_what_was_tried_with_one_prompt_is_told_by_rate_and_dropout(tables):
+def test_what_was_tried_with_one_prompt_is_told_by_rate_and_dropout():
     tried = (
         told_run(0, None, validation=70.0, rate=0.08),
         told_run(1, None, validation=72.0, rate=0.08),
@@ -253,9 +244,9 @@ def test_what_is_not_there_is_one_sentence(tmp_path):
         assert re.fullmatch(rf"error: {re.escape(str(tmp_path))}.*; expected .*\n", found.stderr)
 
 
-def test_finished_runs_join_the_record_of_their_task(tables, tmp_path, monkeypatch):
+def test_finished_runs_join_the_record_of_their_task(tmp_path, monkeypatch):
     records = tmp_path / "records"
-    monkeypatch.setitem(tables.collect.__globals__, "RECORDS", records)
+    monkeypatch.setattr(recording, "RECORDS", records)
     run, head = (
         told_run(0, [0, 0, 1, 1]),
         {"task": "toy", "model": "tiny"},
@@ -265,28 +256,28 @@ def test_finished_runs_join_the_record_of_their_task(tables, tmp_path, monkeypat
     for seed, test in ((0, 50.0), (1, 75.0), (0, 100.0)):
         now = {**run, "seed": seed, "test": test}
         own = {**head, "truth": {str(seed): [0, 0, 1, seed]}}
-        monkeypatch.setitem(tables.collect.__globals__, "run_of", lambda _, was=(now, own): was)
-        (path,) = tables.collect([tmp_path / "store"])
-    runs, truth = (tables.read(path)[key] for key in ("runs", "truth"))
+        monkeypatch.setattr(recording, "run_of", lambda _, was=(now, own): was)
+        (path,) = recording.collect([tmp_path / "store"])
+    runs, truth = (recording.read(path)[key] for key in ("runs", "truth"))
     assert truth == {"0": [0, 0, 1, 0], "1": [0, 0, 1, 1]}
     assert [(run["seed"], run["test"]) for run in runs] == [(0, 100.0), (1, 75.0)]
     other = {**head, "truth": {"0": [1, 0, 1, 1]}}
-    monkeypatch.setitem(tables.collect.__globals__, "run_of", lambda _: (run, other))
+    monkeypatch.setattr(recording, "run_of", lambda _: (run, other))
     with pytest.raises(RunError, match="other examples"):
-        tables.collect([tmp_path / "store"])
-    monkeypatch.setitem(
-        tables.collect.__globals__,
+        recording.collect([tmp_path / "store"])
+    monkeypatch.setattr(
+        recording,
         "run_of",
         lambda _: ({**run, "split": {"train": "b"}}, {**head, "truth": {"0": [0, 0, 1, 0]}}),
     )
-    record = tables.read(path)
+    record = recording.read(path)
     record["runs"][0]["split"] = {"train": "a"}
-    path.write_text(tables.written(record))
+    path.write_text(recording.written(record))
     with pytest.raises(RunError, match="trained on other examples"):
-        tables.collect([tmp_path / "store"])
+        recording.collect([tmp_path / "store"])
 
 
-def test_unlike_runs_are_rows_of_their_own_and_the_reference_took_as_many_steps(tables):
+def test_unlike_runs_are_rows_of_their_own_and_the_reference_took_as_many_steps():
     record = recorded(
         told_run(0, [0, 0, 1, 1]),
         told_run(0, [1, 1, 1, 1], steps=100),

@@ -1,13 +1,11 @@
-"""What finished runs came to, as records, and the tables of `docs/results.md`, from records alone.
+"""The tables of `docs/results.md`, from records alone.
 
     python benchmarks/evidence/tables.py --of runs/encoder   # checks the runs, adds them to records
     python benchmarks/evidence/tables.py                     # prints every record's table
     python benchmarks/evidence/tables.py --write             # puts the tables into the page
 
-A record is one task on one backbone: a line for each run, with what it answered to every test
-example, so that runs of later sittings join those of earlier ones, and methods are held against
-each other on the same examples and seeds. A table has of every method the learning rate that was
-best by validation, among those with the most seeds.
+A table has of every method the learning rate that was best by validation, among those with the most
+seeds.
 """
 
 from __future__ import annotations
@@ -20,23 +18,28 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from peft_smop.errors import RunError, SMoPError
-from peft_smop.names import DESCRIBED, PROMPT_SPREADS
-from peft_smop.plain_yaml import read_yaml
-from peft_smop.report import Difference, outcomes_of, paired_bootstrap
-from peft_smop.report.paper import key_of, label_of
-from peft_smop.results import RunDirectory, read_text
-from peft_smop.training import TrainingOptions, absolute_rate
+from recording import (
+    BACKBONES,
+    RECORDS,
+    TOLD_APART,
+    Record,
+    Run,
+    collect,
+    has_dropout,
+    identity,
+    read,
+)
 
-HERE = Path(__file__).parent
-RECORDS = HERE / "records"
-PAGE = HERE.parents[1] / "docs" / "results.md"
+from peft_smop.errors import SMoPError
+from peft_smop.names import DESCRIBED, PROMPT_SPREADS
+from peft_smop.report import Difference, paired_bootstrap
+from peft_smop.training import absolute_rate
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 HEAD = (
     "| method | rate, of | steps, every | test accuracy | seeds | difference, 95 % |"
     " worth of routing | load | trained |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
-TOLD_APART = ("name", "recipe", "options", "precision", "steps", "evaluated_every", "batch")
-"""By which a record's runs are put together, with all rates that were tried."""
 REFERENCE = "single l=5"
 MIXTURE = "smop k=4 l=5 routing=posterior"
 SIDE_BY_SIDE = {
@@ -49,138 +52,8 @@ SIDE_BY_SIDE = {
     "LoRA, r=8": "lora r=8",
 }
 AGAINST = {"l=5": REFERENCE, "l=20": "single l=20", "LoRA": "lora r=8"}
-OF_DATA = ("train_examples", "preset", "continued_at")
-"""What else of a specification makes a run another one."""
 OF_RECIPES = {"dropout", "optimizer", "schedule"}
-NOT_NAMED = {
-    *("max_steps", "eval_steps", "batch_size", "recipe", "learning_rate", "keep_texts", "dropout"),
-    "precision",
-}
-"""Training options that are told apart otherwise, or change no result."""
-
-
-class Backbone(NamedTuple):
-    """What a recipe goes by."""
-
-    spread: float
-    """The standard deviation of its embeddings."""
-    drops: bool
-    """Whether it has dropout of its own."""
-
-
-BACKBONES = {
-    "embedded": Backbone(1.3253, drops=False),
-    "minilm-l6": Backbone(0.0537, drops=True),
-    "smollm2-135m": Backbone(0.136, drops=False),
-}
-
-Run = dict[str, Any]
-Record = dict[str, Any]
-
-
-def run_of(path: Path) -> tuple[Run, Record]:
-    """A finished run, every file of which is as it was written, and the record it belongs to."""
-    directory = RunDirectory(path)
-    result = directory.read_result()
-    spec = read_yaml(read_text(directory.spec, "a run's specification"))
-    training = spec["training"]
-    usual = TrainingOptions().model_dump()
-    drops = training.get("dropout", True)
-    meant = DESCRIBED[result.method["name"]].drops(result.training.recipe)
-    model = Path(result.model).name
-    outcomes = {example: pair for (_, example), pair in sorted(outcomes_of([path]).items())}
-    run = {
-        "name": label_of(key_of(result.method)),
-        "recipe": result.training.recipe,
-        "options": {
-            name: value
-            for name, value in training.items()
-            if name not in NOT_NAMED and value != usual.get(name)
-        }
-        | {name: spec[name] for name in OF_DATA if spec.get(name) not in (None, [], ())}
-        | ({"dropout": drops} if drops != meant and _has_dropout(model) else {}),
-        "precision": result.environment.get("precision", "float32"),
-        "rate": result.training.learning_rate,
-        "steps": training.get("max_steps") or result.training.steps,
-        "evaluated_every": training.get("eval_steps"),
-        "batch": training["batch_size"],
-        "seed": result.seed,
-        "split": {part: digest[:12] for part, digest in result.split.items()},
-        "best_step": result.training.best_step,
-        "seconds": result.training.seconds,
-        "validation": round(result.validation.score, 3),
-        "test": round(result.test.value, 3),
-        "majority": round(result.test.majority, 3),
-        "trainable": result.parameters.trainable,
-        "load": [round(share, 4) for share in result.test.load],
-        "routing": None if result.routing is None else result.routing.model_dump(),
-        "environment": result.environment,
-        "predicted": [predicted for _, predicted in outcomes.values()],
-    }
-    record = {
-        "task": Path(result.task).stem,
-        "model": model,
-        "metric": result.test.metric,
-        "labels": len(directory.read_task()["labels"]),
-        "truth": {str(result.seed): [truth for truth, _ in outcomes.values()]},
-    }
-    return run, record
-
-
-def collect(stores: Iterable[Path]) -> list[Path]:
-    """Add the finished runs of stores to the records.
-
-    Returns:
-        The records.
-
-    Raises:
-        RunError: a store has no finished run, or a run was not tested on the examples of its
-            record.
-    """
-    changed: dict[Path, Record] = {}
-    paths: list[Path] = []
-    for store in stores:
-        results = sorted(store.rglob("result.json"))
-        if not results:
-            raise RunError(f"{store} holds no finished run; expected a store, or a run's directory")
-        paths += [result.parent for result in results]
-    for path in paths:
-        run, record = run_of(path)
-        place = RECORDS / f"{record['task']}-{record['model']}.json"
-        if place not in changed:
-            changed[place] = read(place) if place.is_file() else {**record, "runs": []}
-        known = changed[place]
-        own = record.pop("truth")
-        known["truth"] = own | known["truth"]
-        same_head = all(known[key] == record[key] for key in record)
-        if not same_head or any(known["truth"][seed] != truth for seed, truth in own.items()):
-            raise RunError(f"{path} was tested on other examples than the runs of {place}")
-        parts = {json.dumps(one["split"]) for one in known["runs"] if one["seed"] == run["seed"]}
-        if not parts <= {json.dumps(run["split"]), "null"}:
-            raise RunError(f"{path} was trained on other examples than the runs of {place}")
-        same = _identity(run)
-        known["runs"] = [other for other in known["runs"] if _identity(other) != same] + [run]
-    RECORDS.mkdir(exist_ok=True)
-    for place, record in changed.items():
-        place.write_text(written(record), encoding="utf-8")
-    return list(changed)
-
-
-def _identity(run: Run) -> str:
-    return json.dumps([run[key] for key in (*TOLD_APART, "rate", "seed")], sort_keys=True)
-
-
-def read(path: Path) -> Record:
-    """A record."""
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
-    return record
-
-
-def written(record: Record) -> str:
-    """A record as text, a line for each run."""
-    head = {key: value for key, value in record.items() if key != "runs"}
-    lines = ",\n".join(json.dumps(run) for run in sorted(record["runs"], key=_identity))
-    return json.dumps(head)[:-1] + ',\n"runs": [\n' + lines + "\n]}\n"
+"""Options by which trainings of one prompt are held against each other."""
 
 
 def table(record: Record, *, by_default: bool = True) -> str:
@@ -336,7 +209,7 @@ def recipes(records: Iterable[Record]) -> str:
     for record in records:
         trials: dict[str, dict[Trial, dict[int, Run]]] = {}
         # one training may be told by its recipe or by its options; the former is kept
-        for run in sorted(record["runs"], key=_identity):
+        for run in sorted(record["runs"], key=identity):
             if run["name"].startswith("single") and run["options"].keys() <= OF_RECIPES:
                 of_name = trials.setdefault(run["name"], {})
                 of_name.setdefault(_trial(record["model"], run), {})[run["seed"]] = run
@@ -354,7 +227,7 @@ def recipes(records: Iterable[Record]) -> str:
 
 
 def _trial(model: str, run: Run) -> Trial:
-    drops = _has_dropout(model) and _drops(run)
+    drops = has_dropout(model) and _drops(run)
     told = [str(value) for name, value in run["options"].items() if name != "dropout"]
     told += ["bf16"] if run["precision"] == "bfloat16" else []
     numbers = (run["steps"], run["evaluated_every"], run["batch"], run["rate"])
@@ -364,7 +237,7 @@ def _trial(model: str, run: Run) -> Trial:
 def _tried(model: str, said: str, found: Mapping[Trial, Mapping[int, Run]]) -> Iterator[str]:
     usual = model in BACKBONES and absolute_rate(PROMPT_SPREADS[0], BACKBONES[model].spread)
     for trial, runs in sorted(found.items()):
-        dropout = ("on" if trial.drops else "off") if _has_dropout(model) else "none"
+        dropout = ("on" if trial.drops else "off") if has_dropout(model) else "none"
         of_recipe = trial.otherwise in ("", "bf16")
         is_paper = of_recipe and trial.rate == 0.5 and dropout != "off"
         is_default = of_recipe and trial.rate == usual and not trial.drops
@@ -380,10 +253,6 @@ def _tried(model: str, said: str, found: Mapping[Trial, Mapping[int, Run]]) -> I
             f"{mean(each.values()):.1f}",
         )
         yield f"| {' | '.join(cells)} |"
-
-
-def _has_dropout(model: str) -> bool:
-    return model not in BACKBONES or BACKBONES[model].drops
 
 
 def _drops(run: Run) -> bool:

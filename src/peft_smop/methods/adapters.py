@@ -115,9 +115,9 @@ def read_config(directory: Path) -> PeftConfig:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory; expected a saved adapter")
     if not path.is_file():
-        # of runs side by side, of a sweep's store, or PEFT's of an adapter that is not `default`
-        depths = ("*", "*/*", "*/*/*")
-        such = min((p for d in depths for p in directory.glob(f"{d}/{CONFIG_NAME}")), default=None)
+        # PEFT's of an adapter that is not `default`, of runs side by side, of a sweep's store
+        places = ("*", "*/adapter", "runs/*/adapter")
+        such = min((p for d in places for p in directory.glob(f"{d}/{CONFIG_NAME}")), default=None)
         raise CheckpointError(
             f"{path} does not exist; expected the directory of a saved adapter"
             + (f", such as {such.parent}" if such else "")

@@ -1,0 +1,161 @@
+"""Finished runs as records: of each task on each backbone a line for every run, with its answers.
+
+Runs of later sittings so join those of earlier ones, and methods are held against each other on the
+same examples and seeds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft_smop.errors import RunError
+from peft_smop.names import DESCRIBED
+from peft_smop.plain_yaml import read_yaml
+from peft_smop.report import outcomes_of
+from peft_smop.report.paper import key_of, label_of
+from peft_smop.results import RunDirectory, read_text
+from peft_smop.training import TrainingOptions
+
+RECORDS = Path(__file__).parent / "records"
+TOLD_APART = ("name", "recipe", "options", "precision", "steps", "evaluated_every", "batch")
+"""By which a record's runs are put together, with all rates that were tried."""
+OF_DATA = ("train_examples", "preset", "continued_at")
+"""What else of a specification makes a run another one."""
+NOT_NAMED = {
+    *("max_steps", "eval_steps", "batch_size", "recipe", "learning_rate", "keep_texts", "dropout"),
+    "precision",
+}
+"""Training options that are told apart otherwise, or change no result."""
+
+
+class Backbone(NamedTuple):
+    """What a recipe goes by."""
+
+    spread: float
+    """The standard deviation of its embeddings."""
+    drops: bool
+    """Whether it has dropout of its own."""
+
+
+BACKBONES = {
+    "embedded": Backbone(1.3253, drops=False),
+    "minilm-l6": Backbone(0.0537, drops=True),
+    "smollm2-135m": Backbone(0.136, drops=False),
+}
+
+Run = dict[str, Any]
+Record = dict[str, Any]
+
+
+def has_dropout(model: str) -> bool:
+    """Whether a backbone has dropout of its own; of an unknown one it is taken to."""
+    return model not in BACKBONES or BACKBONES[model].drops
+
+
+def run_of(path: Path) -> tuple[Run, Record]:
+    """A finished run, every file of which is as it was written, and the record it belongs to."""
+    directory = RunDirectory(path)
+    result = directory.read_result()
+    spec = read_yaml(read_text(directory.spec, "a run's specification"))
+    training = spec["training"]
+    usual = TrainingOptions().model_dump()
+    drops = training.get("dropout", True)
+    meant = DESCRIBED[result.method["name"]].drops(result.training.recipe)
+    model = Path(result.model).name
+    outcomes = {example: pair for (_, example), pair in sorted(outcomes_of([path]).items())}
+    run = {
+        "name": label_of(key_of(result.method)),
+        "recipe": result.training.recipe,
+        "options": {
+            name: value
+            for name, value in training.items()
+            if name not in NOT_NAMED and value != usual.get(name)
+        }
+        | {name: spec[name] for name in OF_DATA if spec.get(name) not in (None, [], ())}
+        | ({"dropout": drops} if drops != meant and has_dropout(model) else {}),
+        "precision": result.environment.get("precision", "float32"),
+        "rate": result.training.learning_rate,
+        "steps": training.get("max_steps") or result.training.steps,
+        "evaluated_every": training.get("eval_steps"),
+        "batch": training["batch_size"],
+        "seed": result.seed,
+        "split": {part: digest[:12] for part, digest in result.split.items()},
+        "best_step": result.training.best_step,
+        "seconds": result.training.seconds,
+        "validation": round(result.validation.score, 3),
+        "test": round(result.test.value, 3),
+        "majority": round(result.test.majority, 3),
+        "trainable": result.parameters.trainable,
+        "load": [round(share, 4) for share in result.test.load],
+        "routing": None if result.routing is None else result.routing.model_dump(),
+        "environment": result.environment,
+        "predicted": [predicted for _, predicted in outcomes.values()],
+    }
+    record = {
+        "task": Path(result.task).stem,
+        "model": model,
+        "metric": result.test.metric,
+        "labels": len(directory.read_task()["labels"]),
+        "truth": {str(result.seed): [truth for truth, _ in outcomes.values()]},
+    }
+    return run, record
+
+
+def collect(stores: Iterable[Path]) -> list[Path]:
+    """Add the finished runs of stores to the records.
+
+    Returns:
+        The records.
+
+    Raises:
+        RunError: a store has no finished run, or a run was not tested on the examples of its
+            record.
+    """
+    changed: dict[Path, Record] = {}
+    paths: list[Path] = []
+    for store in stores:
+        results = sorted(store.rglob("result.json"))
+        if not results:
+            raise RunError(f"{store} holds no finished run; expected a store, or a run's directory")
+        paths += [result.parent for result in results]
+    for path in paths:
+        run, record = run_of(path)
+        place = RECORDS / f"{record['task']}-{record['model']}.json"
+        if place not in changed:
+            changed[place] = read(place) if place.is_file() else {**record, "runs": []}
+        known = changed[place]
+        own = record.pop("truth")
+        known["truth"] = own | known["truth"]
+        same_head = all(known[key] == record[key] for key in record)
+        if not same_head or any(known["truth"][seed] != truth for seed, truth in own.items()):
+            raise RunError(f"{path} was tested on other examples than the runs of {place}")
+        parts = {json.dumps(one["split"]) for one in known["runs"] if one["seed"] == run["seed"]}
+        if not parts <= {json.dumps(run["split"]), "null"}:
+            raise RunError(f"{path} was trained on other examples than the runs of {place}")
+        same = identity(run)
+        known["runs"] = [other for other in known["runs"] if identity(other) != same] + [run]
+    RECORDS.mkdir(exist_ok=True)
+    for place, record in changed.items():
+        place.write_text(written(record), encoding="utf-8")
+    return list(changed)
+
+
+def identity(run: Run) -> str:
+    """By which a run is told from others of its record."""
+    return json.dumps([run[key] for key in (*TOLD_APART, "rate", "seed")], sort_keys=True)
+
+
+def read(path: Path) -> Record:
+    """A record."""
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def written(record: Record) -> str:
+    """A record as text, a line for each run."""
+    head = {key: value for key, value in record.items() if key != "runs"}
+    lines = ",\n".join(json.dumps(run) for run in sorted(record["runs"], key=identity))
+    return json.dumps(head)[:-1] + ',\n"runs": [\n' + lines + "\n]}\n"
