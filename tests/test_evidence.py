@@ -10,8 +10,10 @@ import piles
 import pytest
 import recording
 import tables
+import torch
 
 from peft_smop.errors import RunError
+from peft_smop.lab import RunSpec, run
 from peft_smop.tasks import load_task
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "evidence"
@@ -275,6 +277,44 @@ def test_finished_runs_join_the_record_of_their_task(tmp_path, monkeypatch):
     path.write_text(recording.written(record))
     with pytest.raises(RunError, match="trained on other examples"):
         recording.collect([tmp_path / "store"])
+
+
+def test_a_run_made_again_is_held_against_what_is_recorded_of_it(
+    toy_task, saved_models, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(recording, "RECORDS", tmp_path / "records")
+    said_of = {
+        "task": str(toy_task),
+        "model": saved_models["bert"],
+        "method": {"name": "single"},
+        "training": {"max_steps": 3, "eval_steps": 3, "batch_size": 4},
+    }
+    wanted = RunSpec.of(said_of)
+    score = f"{run(wanted, tmp_path / 'store' / 'one').test.value:.1f}"
+
+    def said(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tables.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            tables.main()
+        return stopped.value.code, capsys.readouterr().out
+
+    assert said("--again", tmp_path / "store") == (1, f"one: {score}, not in the records\n")
+    (place,) = recording.collect([tmp_path / "store"])
+    assert said("--again", tmp_path / "store") == (0, f"one: {score}, the same answers\n")
+    record = recording.read(place)
+    (known,) = record["runs"]
+    known["predicted"][0] = 1 - known["predicted"][0]
+    known["test"] = 12.5
+    place.write_text(recording.written(record))
+    assert said("--again", tmp_path / "store") == (
+        1,
+        f"one: {score}, 1 other answers, recorded 12.5\n",
+    )
+    # of what ran by no CPU's own vector units a record has a row of its own
+    known = recording.run_of(tmp_path / "store" / "one")[0]["options"]
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    run(wanted, tmp_path / "store" / "any")
+    assert recording.run_of(tmp_path / "store" / "any")[0]["options"] == known | {"cpu": "any"}
 
 
 def test_unlike_runs_are_rows_of_their_own_and_the_reference_took_as_many_steps():

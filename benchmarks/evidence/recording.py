@@ -7,7 +7,7 @@ same examples and seeds.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +75,8 @@ def run_of(path: Path) -> tuple[Run, Record]:
             if name not in NOT_NAMED and value != usual.get(name)
         }
         | {name: spec[name] for name in OF_DATA if spec.get(name) not in (None, [], ())}
-        | ({"dropout": drops} if drops != meant and has_dropout(model) else {}),
+        | ({"dropout": drops} if drops != meant and has_dropout(model) else {})
+        | ({"cpu": "any"} if result.environment["device"].endswith(" DEFAULT") else {}),
         "precision": result.environment.get("precision", "float32"),
         "rate": result.training.learning_rate,
         "steps": training.get("max_steps") or result.training.steps,
@@ -115,15 +116,9 @@ def collect(stores: Iterable[Path]) -> list[Path]:
             record.
     """
     changed: dict[Path, Record] = {}
-    paths: list[Path] = []
-    for store in stores:
-        results = sorted(store.rglob("result.json"))
-        if not results:
-            raise RunError(f"{store} holds no finished run; expected a store, or a run's directory")
-        paths += [result.parent for result in results]
-    for path in paths:
+    for path in _finished_in(stores):
         run, record = run_of(path)
-        place = RECORDS / f"{record['task']}-{record['model']}.json"
+        place = _place_of(record)
         if place not in changed:
             changed[place] = read(place) if place.is_file() else {**record, "runs": []}
         known = changed[place]
@@ -141,6 +136,47 @@ def collect(stores: Iterable[Path]) -> list[Path]:
     for place, record in changed.items():
         place.write_text(written(record), encoding="utf-8")
     return list(changed)
+
+
+class Again(NamedTuple):
+    """A run beside what is recorded of it."""
+
+    path: Path
+    test: float
+    recorded: float | None
+    """Its test score; None: there is no such run in the records."""
+    others: int
+    """How many of its answers are others; 0 as well where none are recorded."""
+
+
+def again(stores: Iterable[Path]) -> Iterator[Again]:
+    """Hold the finished runs of stores against those of the records.
+
+    Raises:
+        RunError: a store has no finished run.
+    """
+    for path in _finished_in(stores):
+        run, record = run_of(path)
+        place, same = _place_of(record), identity(run)
+        known = read(place)["runs"] if place.is_file() else []
+        before = next((other for other in known if identity(other) == same), None)
+        answers = run["predicted"] if before is None else before["predicted"] or run["predicted"]
+        others = sum(one != two for one, two in zip(run["predicted"], answers, strict=True))
+        yield Again(path, run["test"], None if before is None else before["test"], others)
+
+
+def _finished_in(stores: Iterable[Path]) -> list[Path]:
+    found: list[Path] = []
+    for store in stores:
+        results = sorted(store.rglob("result.json"))
+        if not results:
+            raise RunError(f"{store} holds no finished run; expected a store, or a run's directory")
+        found += [result.parent for result in results]
+    return found
+
+
+def _place_of(record: Record) -> Path:
+    return RECORDS / f"{record['task']}-{record['model']}.json"
 
 
 def identity(run: Run) -> str:

@@ -1,8 +1,9 @@
 """The tables of `docs/results.md`, from records alone.
 
-    python benchmarks/evidence/tables.py --of runs/encoder   # checks the runs, adds them to records
-    python benchmarks/evidence/tables.py                     # prints every record's table
-    python benchmarks/evidence/tables.py --write             # puts the tables into the page
+    python benchmarks/evidence/tables.py --again runs/again  # are these the recorded answers?
+    python benchmarks/evidence/tables.py --of runs/encoder   # adds runs to records, and shows those
+    python benchmarks/evidence/tables.py                     # prints all tables
+    python benchmarks/evidence/tables.py --write             # puts all into the page
 
 A table has of every method the learning rate that was best by validation, among those with the most
 seeds.
@@ -24,6 +25,7 @@ from recording import (
     TOLD_APART,
     Record,
     Run,
+    again,
     collect,
     has_dropout,
     identity,
@@ -263,13 +265,17 @@ def _drops(run: Run) -> bool:
 
 def tables_of(records: Mapping[str, Record]) -> dict[str, str]:
     """Every table of the page, by its mark."""
-    others = {name: table(record, by_default=False) for name, record in records.items()}
     return {
         "summary": summary(records.values()),
-        **{name: table(record) for name, record in records.items()},
-        **{f"{name}-otherwise": text for name, text in others.items() if text},
+        **{mark: text for name, one in records.items() for mark, text in _of(name, one).items()},
         "recipes": recipes(records.values()),
     }
+
+
+def _of(name: str, record: Record) -> dict[str, str]:
+    """A record's table, and that of what was trained otherwise, where something was."""
+    otherwise = table(record, by_default=False)
+    return {name: table(record)} | ({f"{name}-otherwise": otherwise} if otherwise else {})
 
 
 def hours(record: Record) -> float:
@@ -327,27 +333,48 @@ def written_into(page: str, tables: Mapping[str, str]) -> str:
     return page
 
 
+def _held_against_records(stores: Iterable[Path]) -> int:
+    """Say of every run whether its answers are those recorded; 1 where some are not."""
+    found = list(again(stores))
+    for one in found:
+        if one.recorded is None:
+            said = "not in the records"
+        elif one.others:
+            said = f"{one.others} other answers, recorded {one.recorded:.1f}"
+        else:
+            said = "the same answers"
+        print(f"{one.path.name}: {one.test:.1f}, {said}")
+    return int(any(one.recorded != one.test or one.others for one in found))
+
+
 def main() -> None:
     """Collect, print or write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--of", nargs="+", type=Path, help="stores with finished runs")
     parser.add_argument("--write", action="store_true", help="put the tables into the page")
+    parser.add_argument("--again", nargs="+", type=Path, help="stores to hold against the records")
     given = parser.parse_args()
     try:
-        for path in collect(given.of or ()):
-            print(path)
+        if given.again:
+            parser.exit(_held_against_records(given.again))
+        changed = collect(given.of or ())
     except SMoPError as error:
         parser.exit(2, f"error: {error}\n")
+    for path in changed:
+        print(f"runs were added to {path}")
     records = {path.stem: read(path) for path in sorted(RECORDS.glob("*.json"))}
-    tables = tables_of(records)
     if given.write:
         page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(written_into(page, tables), encoding="utf-8")
-    elif not given.of:
-        for name, record in records.items():
-            print(f"{name}: {len(record['runs'])} runs, {hours(record):.1f} hours")
-        for name, text in tables.items():
-            print(f"\n{name}\n\n{text}")
+        PAGE.write_text(written_into(page, tables_of(records)), encoding="utf-8")
+        return
+    shown = {path.stem: records[path.stem] for path in changed} if given.of else records
+    for name, record in shown.items():
+        print(f"{name}: {len(record['runs'])} runs, {hours(record):.1f} hours")
+    tables = [_of(*one) for one in shown.items()] if given.of else [tables_of(records)]
+    for name, text in (one for own in tables for one in own.items()):
+        print(f"\n{name}\n\n{text}")
 
 
 if __name__ == "__main__":

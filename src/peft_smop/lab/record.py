@@ -46,9 +46,13 @@ def score_of(evaluation: Evaluation) -> TestScore:
 
 
 def environment() -> dict[str, str]:
-    """Versions and hardware."""
+    """Versions and hardware; of a CPU also its vector units, on which last digits depend."""
     device = torch.accelerator.current_accelerator(check_available=True)
-    name = torch.cuda.get_device_name() if device and device.type == "cuda" else platform.machine()
+    name = platform.machine()
+    if device is None:
+        name += f" {torch.backends.cpu.get_cpu_capability()}"
+    elif device.type == "cuda":
+        name = torch.cuda.get_device_name()
     return {
         **{package: version(package) for package in PACKAGES},
         "python": platform.python_version(),

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_smop.scoring import compute
+from peft_smop.scoring.metrics import Figures, compute, drawn
 
 LEVEL = 0.05
 RESAMPLES = {"accuracy": 10_000}
 """Bootstrap samples by metric; others are computed one by one, and get fewer."""
 FEWER_RESAMPLES = 2_000
+TOGETHER = 256
+"""Resamples that are computed at once."""
 
 Outcomes = Mapping[tuple[int, str], tuple[int, int]]
 """By seed and example: the true label and the predicted one."""
@@ -64,17 +66,20 @@ def paired_bootstrap(
     ]
     generator = np.random.default_rng(seed)
     count = RESAMPLES.get(metric, FEWER_RESAMPLES)
-    everything = np.ones(len(examples), dtype=np.int64)
-    points = np.mean([part.gain(everything, metric, labels) for part in parts])
-    draws = np.empty(count)
-    for i in range(count):
-        drawn = np.bincount(
-            generator.integers(0, len(examples), len(examples)), minlength=len(examples)
-        )
-        draws[i] = np.mean([part.gain(drawn, metric, labels) for part in parts])
+
+    def gains(counts: Figures) -> Figures:
+        return np.mean([part.gains(counts, metric, labels) for part in parts], axis=0)
+
+    points = gains(np.ones((1, len(examples)))).item()
+    draws = np.concatenate(
+        [
+            gains(drawn(generator, len(examples), min(TOGETHER, count - start)))
+            for start in range(0, count, TOGETHER)
+        ]
+    )
     low, high = np.percentile(draws, [2.5, 97.5])
     p = min(1.0, 2 * min((draws <= 0).mean(), (draws >= 0).mean()))
-    return Difference(float(points), float(low), float(high), max(float(p), 1 / count))
+    return Difference(points, float(low), float(high), max(float(p), 1 / count))
 
 
 @dataclass(frozen=True)
@@ -101,19 +106,17 @@ class _Seed:
             np.array([other[key][1] for key in keys]),
         )
 
-    def gain(self, drawn: NDArray[np.int64], metric: str, labels: int) -> float:
-        """The difference in points when each example counts as often as it was drawn."""
-        weights = drawn[self.example]
-        if not weights.any():
-            return 0.0  # none of this seed's own examples was drawn
-        if metric == "accuracy":
-            right = (self.two == self.truth).astype(float) - (self.one == self.truth)
-            return 100 * float(right @ weights / weights.sum())
+    def gains(self, drawn: Figures, metric: str, labels: int) -> Figures:
+        """The differences in points (r,) where samples have each example so often (r, n)."""
+        weights = drawn[:, self.example]
+        has_own = weights.any(axis=1)
+        weights[~has_own] = 1.0
         one, two = (
-            compute(metric, self.truth, given, labels, weights=weights[None].astype(float)).item()
+            compute(metric, self.truth, given, labels, weights=weights)
             for given in (self.one, self.two)
         )
-        return 100 * (two - one)
+        # 0 where none of this seed's own examples was drawn; rounded, so that equal is equal
+        return np.where(has_own, np.round(100 * (two - one), 9), 0.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
