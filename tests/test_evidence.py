@@ -149,10 +149,11 @@ def test_a_table_holds_methods_against_one_prompt_by_shared_seeds_and_the_best_r
     )
     *_, first, second = tables.table(record).splitlines()
     assert (
-        first == "| single l=5 | 0.02, 1 | 1,000, 250 | 50.0 ± 70.7 | 0.0, 100.0 |  |  |  | 1,234 |"
+        first
+        == "| single l=5 | 0.02, 1 | 1,000, 250, 16 | 50.0 ± 70.7 | 0.0, 100.0 |  |  |  | 1,234 |"
     )
     # 0.0 of the first's seed 0, and 25.0 of the better rate; of seed 1 the second has no run
-    assert second.startswith("| smop k=2 | 0.5, 2 | 1,000, 250 | 25.0 | 25.0 | +25.0 (")
+    assert second.startswith("| smop k=2 | 0.5, 2 | 1,000, 250, 16 | 25.0 | 25.0 | +25.0 (")
     assert second.endswith("| +1.0 to +3.0 | 75 25 | 1,234 |")
     assert tables.hours(record) == 2.0
 
@@ -342,5 +343,5 @@ def test_unlike_runs_are_rows_of_their_own_and_the_reference_took_as_many_steps(
     # against one prompt in its own precision
     assert next(row for row in rows if "lora, bf16" in row).split(" | ")[5] == "+0.0 (+0.0 to +0.0)"
     assert any(
-        row.split(" | ")[2] == "100, 250" and "+50.0" in row for row in rows if "l=50" in row
+        row.split(" | ")[2] == "100, 250, 16" and "+50.0" in row for row in rows if "l=50" in row
     )

@@ -39,7 +39,7 @@ from peft_smop.training import absolute_rate
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 HEAD = (
-    "| method | rate, of | steps, every | test accuracy | seeds | difference, 95 % |"
+    "| method | rate, of | steps, every, of | test accuracy | seeds | difference, 95 % |"
     " worth of routing | load | trained |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 REFERENCE = "single l=5"
@@ -292,7 +292,7 @@ def _row(runs: Sequence[Run], rates: int, apart: Difference | None) -> str:
     cells = [
         f"{first['name']}{options}{recipe}",
         f"{first['rate']:g}, {rates}",
-        f"{first['steps']:,}, {first['evaluated_every']}",
+        f"{first['steps']:,}, {first['evaluated_every']}, {first['batch']}",
         f"{mean(test):.1f}{_spread(test)}",
         ", ".join(f"{score:.1f}" for score in test),
         "" if apart is None else _points(apart),

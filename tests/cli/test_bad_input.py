@@ -73,6 +73,10 @@ def test_an_unknown_task_method_or_model_is_answered_with_the_nearest(smop, toy_
     refused(smop("tasks", "rtee"), "did you mean rte")
 
 
+def test_what_is_no_number_is_said_to_be_none(smop, toy_task):
+    refused(smop("train", "-t", toy_task, "-m", "embedded", "--keep-texts", "nan"), "a number, at")
+
+
 def test_the_default_model_when_it_cannot_be_reached_names_the_embedded_one(smop, toy_task):
     refused(smop("train", "-t", toy_task), "model 't5-base' is not in reach", "--model embedded")
 
@@ -190,9 +194,14 @@ class TestAdapters:
         (tmp_path / "in.jsonl").write_text('{"text": "the cat is red"}\n')
         refused(smop("predict", tmp_path / "alone", tmp_path / "in.jsonl"), "give --task")
 
-    def test_a_run_that_is_not_finished(self, smop, trained):
+    @pytest.mark.parametrize("command", ["evaluate", "predict", "doctor", "routes", "report"])
+    def test_a_run_that_is_not_finished(self, smop, trained, command):
         (trained / "result.json").unlink()
-        refused(smop("evaluate", trained), "not finished", "--resume")
+        refused(smop(command, trained), "not finished", "--resume")
+        (trained / "failure.json").write_text('{"reason": "the disk is full; make room"}')
+        refused(smop(command, trained), "not finished: the disk is full; make room")
+        (trained / "failure.json").write_text("{")
+        refused(smop(command, trained), "not finished", "--resume")
 
 
 def test_input_to_predict_that_cannot_be_used(smop, trained, tmp_path):

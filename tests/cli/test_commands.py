@@ -77,6 +77,13 @@ def test_tasks_lists_them_all_and_shows_one(smop):
     assert "cb hypothesis: {hypothesis} . premise: {premise}" in out
 
 
+def test_an_own_task_is_shown_with_its_examples_counted(smop, toy_task):
+    code, out, _ = smop("tasks", toy_task)
+    assert code == 0
+    for said in ("toy", "warm", "cold", "accuracy", "rows.jsonl", "train: 48", "the cat"):
+        assert said in " ".join(out.split())
+
+
 def test_an_address_that_is_taken_is_one_sentence_before_anything_loads(smop, tmp_path):
     pytest.importorskip("fastapi")
     with socket.create_server(("127.0.0.1", 0)) as taken:

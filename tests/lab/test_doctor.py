@@ -14,6 +14,8 @@ from peft_smop.lab import PromptScale, RunSpec, Signs, diagnose, run, signs_of
 from peft_smop.tasks import load_task
 
 GOOD = Signs(
+    task="rte",
+    model="embedded",
     learning_rate=0.5,
     spread=1.3,
     steps=240,
@@ -135,6 +137,15 @@ def test_a_run_that_learned_nothing_for_no_known_cause_is_not_called_good():
     (finding,) = diagnose(replace(GOOD, test_low=18.0, answers={"yes": 0.99, "no": 0.01}))
     assert "none of the known causes" in finding.cause
     assert "99% of the answers are 'yes'" in finding.seen
+    assert "smop compare --task rte --model embedded" in finding.remedy
+
+
+def test_dropout_is_named_where_a_prompt_learned_nothing_beside_it():
+    unlearned = replace(GOOD, test_low=18.0, loss_dropping=0.82)
+    (finding,) = diagnose(unlearned)
+    assert finding.cause == "the task was not learned, and the backbone's dropout was on"
+    assert "--no-dropout" in finding.remedy
+    assert "none of the known" in diagnose(replace(unlearned, scale=None))[0].cause
 
 
 @pytest.fixture(scope="module")

@@ -38,14 +38,16 @@ def test_options_follow_the_name():
     ("text", "message"),
     [
         ("smopp", "unknown method 'smopp'; did you mean smop"),
-        ("smop:kk=3", "unknown option 'kk'"),
+        ("smop:kk=3", "^'smop:kk=3': unknown option 'kk'"),
         ("smop:k", "'k' should be KEY=VALUE"),
         ("smop:k=", "'k=' should be KEY=VALUE"),
         ("smop:name=lora", "unknown option 'name'"),
-        ("smop:k=abc", "num_prompts='abc' cannot be"),
-        ("smop:init_text=12", "init_text=12 cannot be"),
+        ("smop:k=abc", "num_prompts='abc' must be a valid integer"),
+        ("smop:init_text=12", "init_text=12 must be a valid string"),
+        ("smop:position=behind", "position='behind' must be 'before' or 'after'"),
+        ("smop:keep_texts=nan", "keep_texts='nan' must be a valid number"),
         ("smop:lr=abc", "learning_rate='abc' cannot be"),
-        ("smop:k=[", r"num_prompts='\[' cannot be"),
+        ("smop:k=[", r"num_prompts='\[' must be a valid integer"),
     ],
 )
 def test_a_name_that_says_nothing_is_refused(text, message):

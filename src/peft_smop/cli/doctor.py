@@ -21,16 +21,18 @@ def doctor(
     Example: [bold]smop doctor runs/medley-embedded-smop-s0[/bold]
     """
     check_path(path)
-    from peft_smop.lab import diagnose, signs_of
+    from peft_smop.lab import diagnose, figure, signs_of
 
     console = Console(highlight=False, soft_wrap=True)
-    signs = signs_of(path)
+    with console.status("asking the model before and after training"):
+        signs = signs_of(path)
     fell = f"loss of training examples {signs.loss_before:.2f} before, {signs.loss_after:.2f} after"
     console.print(f"{signs.steps} steps at {signs.learning_rate:g}: {fell}", markup=False)
     if signs.scale is not None:
         console.print(
-            f"prompts in spreads of the embeddings ({signs.spread:.3g}): {signs.scale.at_start:.2g}"
-            f" at the start, {signs.scale.at_end:.2g} at the end, moved {signs.scale.moved:.2g}",
+            f"prompts, in spreads of the embeddings ({signs.spread:.3g}):"
+            f" {figure(signs.scale.at_start)} wide at the start, {figure(signs.scale.at_end)} wide"
+            f" at the end, {figure(signs.scale.moved)} away from where they started",
             markup=False,
         )
     found = diagnose(signs)

@@ -17,7 +17,7 @@ from peft_smop.cli.options import (
     TrainedPath,
 )
 from peft_smop.cli.show import score_lines, warn_of_others
-from peft_smop.cli.terminal import Console
+from peft_smop.cli.terminal import Console, counting
 from peft_smop.errors import RunError
 
 
@@ -48,13 +48,15 @@ def evaluate(
     own = part_of_task(trained, part.value, seed=seed)
     console = Console(highlight=False)
     warn_of_others(console, own, part=part.value)
-    found = evaluate_examples(
-        trained.model,
-        trained.formulation,
-        own.examples,
-        majority_label=majority_label([example.label for example in own.train]),
-        revives=trained.spec.training.revive_dead_prompts,
-    )
+    with counting(console, f"answering {part.value}", len(own.examples)) as done:
+        found = evaluate_examples(
+            trained.model,
+            trained.formulation,
+            own.examples,
+            majority_label=majority_label([example.label for example in own.train]),
+            revives=trained.spec.training.revive_dead_prompts,
+            on_batch=done,
+        )
     score = score_of(found)
     for line in score_lines(score, part=part.value):
         console.print(line, soft_wrap=True, markup=False)

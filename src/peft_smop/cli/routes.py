@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
 from peft_smop.cli.named import check_path
 from peft_smop.cli.options import (
@@ -19,7 +18,7 @@ from peft_smop.cli.options import (
     TrainedPath,
 )
 from peft_smop.cli.show import plain_table, warn_of_others
-from peft_smop.cli.terminal import Console
+from peft_smop.cli.terminal import Console, counting
 from peft_smop.errors import RunError
 
 
@@ -54,16 +53,11 @@ def routes(
     own = part_of_task(trained, part.value)
     console = Console(highlight=False)
     warn_of_others(console, own, part=part.value)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        adapter = SMoPModel.adapter_of(trained.model)
-        passes = 1 if adapter is None else 1 + adapter.prompts.shape[0]
-        line = progress.add_task("answering under every prompt", total=passes * len(own.examples))
-        found = certify(
-            trained.model,
-            trained.formulation,
-            own.examples,
-            on_batch=lambda count: progress.advance(line, count),
-        )
+    adapter = SMoPModel.adapter_of(trained.model)
+    passes = 1 if adapter is None else 1 + adapter.prompts.shape[0]
+    total = passes * len(own.examples)
+    with counting(console, "answering under every prompt", total) as done:
+        found = certify(trained.model, trained.formulation, own.examples, on_batch=done)
     table = plain_table("who chooses the prompt", found.metric, "95 % interval")
     for who, said in WHO.items():
         score = getattr(found, who)
@@ -74,7 +68,7 @@ def routes(
     console.print(found.verdict, style="bold", markup=False, soft_wrap=True)
     console.print(
         "(its own prompts; one that is trained alone may do better than any of them: smop compare"
-        f" --methods {spec.method.name},single)",
+        f" --task {spec.task} --model {spec.model} --methods {spec.method.name},single)",
         soft_wrap=True,
         markup=False,
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import rich.console
 from rich.console import ConsoleOptions, RenderableType
+from rich.progress import Progress
 from rich.segment import Segment
 
 # all but line ends and tabs: C0, DEL, C1, and what turns the direction of writing
@@ -30,6 +32,18 @@ def json_line(row: Mapping[str, Any]) -> str:
     """A JSON object in a line that no terminal obeys; read back, it is what it was."""
     text = json.dumps(row, ensure_ascii=False, default=str)
     return _IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+@contextmanager
+def counting(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar while something lasts, where there is a terminal; gone in the end.
+
+    Yields:
+        What is told how many more are done.
+    """
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        line = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(line, count)
 
 
 class Console(rich.console.Console):

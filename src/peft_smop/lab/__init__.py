@@ -1,7 +1,7 @@
 """One run and many runs: specifications, store, comparison."""
 
 from peft_smop.lab.costing import Costing, costing, progress_steps
-from peft_smop.lab.diagnosis import Finding, diagnose
+from peft_smop.lab.diagnosis import Finding, diagnose, figure
 from peft_smop.lab.prepare import prepare, put
 from peft_smop.lab.record import environment, predictions_as_rows, score_of
 from peft_smop.lab.run import run, run_packed
@@ -23,6 +23,7 @@ __all__ = [
     "costing",
     "diagnose",
     "environment",
+    "figure",
     "load_trained",
     "matched_controls",
     "name_of",

@@ -53,13 +53,26 @@ def diagnose(signs: Signs) -> tuple[Finding, ...]:
     if found or signs.test_low > signs.majority:
         return tuple(found)
     label, share = next(iter(signs.answers.items()), ("", 0.0))
+    seen = (
+        f"the test score's interval begins at {signs.test_low:.1f}, always the commonest label"
+        f" scores {signs.majority:.1f}; {share:.0%} of the answers are {label!r}"
+    )
+    if signs.scale is not None and signs.loss_dropping != signs.loss_after:
+        return (
+            Finding(
+                "the task was not learned, and the backbone's dropout was on",
+                f"{seen}; with dropout the loss is {signs.loss_dropping:.2f}, without it"
+                f" {signs.loss_after:.2f}",
+                "train prompts without it: --no-dropout",
+            ),
+        )
     return (
         Finding(
             "the task was not learned, and none of the known causes is seen",
-            f"the test score's interval begins at {signs.test_low:.1f}, always the commonest label"
-            f" scores {signs.majority:.1f}; {share:.0%} of the answers are {label!r}",
-            "compare with another method (smop compare --methods single,lora-8,full): where those"
-            " fail too, look at the labels, the template and the verbalizers",
+            seen,
+            f"compare with others (smop compare --task {signs.task} --model {signs.model} --methods"
+            " single,lora-8,full): where those fail too, look at the labels, the template and the"
+            " verbalizers",
         ),
     )
 
@@ -92,11 +105,14 @@ def _rate(signs: Signs) -> Finding | None:
         too, direction, instead = "low", "raise", signs.learning_rate * 10
     went, how = "", f"{direction} it tenfold"
     if moved is not None:
-        went = f"prompts went {moved:.2g} spreads of the embeddings far, and "
+        went = (
+            f"({figure(signs.learning_rate / signs.spread)} spreads of the embeddings) prompts went"
+            f" {figure(moved)} of those spreads far, and "
+        )
         usual = absolute_rate(PROMPT_SPREADS[0], signs.spread)
         if usual < signs.learning_rate if too == "high" else usual > signs.learning_rate:
             instead = usual
-            how = f"{direction} it, to the default of {PROMPT_SPREADS[0][:-1]} of those spreads"
+            how = f"{direction} it, to the default of {PROMPT_SPREADS[0][:-1]} spreads"
     return Finding(
         f"the learning rate is too {too}",
         f"in {signs.steps} steps at {signs.learning_rate:g} {went}the loss went from"
@@ -180,6 +196,11 @@ RULES: tuple[Callable[[Signs], Finding | None], ...] = (
     _too_few_steps,
     _collapse,
 )
+
+
+def figure(value: float) -> str:
+    """A figure as people read it: two digits, or all of those before the point."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _times(ratio: float) -> str:

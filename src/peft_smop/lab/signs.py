@@ -39,6 +39,8 @@ class PromptScale:
 class Signs:
     """Of one run; losses are means over answers' tokens, in nats, of the same training examples."""
 
+    task: str
+    model: str
     learning_rate: float
     spread: float
     """The standard deviation of the backbone's embeddings."""
@@ -119,6 +121,8 @@ def signs_of(path: Path) -> Signs:
         )
     steps = result.training.steps
     return Signs(
+        task=spec.task,
+        model=spec.model,
         learning_rate=result.training.learning_rate,
         spread=spread,
         steps=steps,

@@ -165,7 +165,10 @@ def _refused(error: ValidationError, place: str) -> ConfigError:
     if problem["type"] == "missing":
         return ConfigError(f"{place}: no key {key!r}; expected it beside the others")
     said = problem["msg"].removeprefix("Value error, ")  # pydantic's, before a check of ours
-    return ConfigError(f"{place}: {field}={shown(problem['input'])} cannot be: {shortened(said)}")
+    what = f"{place}: {field}={shown(problem['input'])}"
+    expected = said.removeprefix("Input should be ")
+    verb = "cannot be:" if expected == said else "must be"
+    return ConfigError(f"{what} {verb} {shortened(expected)}")
 
 
 def shortened(text: str) -> str:

@@ -64,9 +64,7 @@ def load_trained(
         spec = RunSpec.load(directory.spec)
         adapter = directory.adapter
         if not directory.is_finished:
-            raise CheckpointError(
-                f"the run in {path} is not finished; go on with it by smop train --resume"
-            )
+            raise directory.unfinished()
         if spec.method.name == "told":
             raise ConfigError(
                 f"{path}: method 'told' is a control, scored where it is trained; its score is in"

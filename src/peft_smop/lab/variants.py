@@ -76,7 +76,7 @@ def variant(text: str) -> Variant:
             training[key] = typed(value)
         else:
             known = [*MethodSpec.model_fields, *TrainingOptions.model_fields, *SHORT]
-            raise unknown("option", key, known)
+            raise ConfigError(f"{text!r}: {unknown('option', key, known)}")
     RunSpec.of({"task": "any", "method": method, "training": training}, place=repr(text))
     return Variant(text, method, training, found.paper)
 

@@ -6,6 +6,7 @@ pydantic is imported; `MethodSpec` and `TrainingOptions` are made from them, and
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -148,7 +149,8 @@ class OptionField:
             attribute, holds, words = _BOUNDS[type(bound)]
             limit = getattr(bound, attribute)
             if not holds(value, limit):
-                raise ConfigError(f"{self.name}={value!r} must be {words} {limit}")
+                kind = "a number, " if math.isnan(value) else ""
+                raise ConfigError(f"{self.name}={value!r} must be {kind}{words} {limit}")
 
 
 def fields_of(kind: type) -> Iterator[OptionField]:

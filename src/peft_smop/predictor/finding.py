@@ -44,9 +44,7 @@ def find(path: Path, model: str | None, task: str | Path | None) -> tuple[Path, 
     adapter = path / "adapter" if is_run else path
     run = path if is_run else path.parent if path.name == "adapter" else None
     if is_run and not ((path / "result.json").is_file() and adapter.is_dir()):
-        raise CheckpointError(
-            f"the run in {path} is not finished; go on with it by smop train --resume"
-        )
+        raise RunDirectory(path).unfinished()
     if run is not None and (run / "result.json").is_file():
         RunDirectory(run).check_unaltered()
     beside = Beside.read(adapter, run=run)

@@ -73,13 +73,15 @@ def gather(places: Iterable[Path]) -> list[Group]:
 
     Raises:
         RunError: a place is not there, or holds no finished run.
-        CheckpointError: a run is not as it was written.
+        CheckpointError: a run is not finished, or not as it was written.
     """
     found: dict[Path, Found] = {}
     for place in places:
         if not place.is_dir():
             raise RunError(f"{place} is not a directory; expected a run's, or one that holds runs")
         own = _runs_in(place)
+        if not own and RunDirectory(place).spec.is_file():
+            raise RunDirectory(place).unfinished()
         if not own:
             raise RunError(f"{place} holds no finished run")
         for path in own:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,13 @@ class RunDirectory:
             if path.name != NOT_HASHED
         }
 
+    def unfinished(self) -> CheckpointError:
+        """What to say where a finished run is needed, and this is not one."""
+        remedy = "; go on with it by smop train --resume"
+        with suppress(CheckpointError, KeyError):
+            remedy = f": {read_object(self.failure, 'why a run stopped')['reason']}"
+        return CheckpointError(f"the run in {self.path} is not finished{remedy}")
+
     def read_result(self) -> RunResult:
         """The result of a finished run, every file of which is as the run wrote it.
 
@@ -190,9 +197,7 @@ class RunDirectory:
             CheckpointError: the run is not finished, or a file is missing, damaged or altered.
         """
         if not self.is_finished:
-            raise CheckpointError(
-                f"{self.result} does not exist; the run is not finished, use smop train --resume"
-            )
+            raise self.unfinished()
         result = RunResult.load(self.result)
         for name, recorded in result.files.items():
             path = self.path / name

@@ -6,17 +6,19 @@ from peft_smop.tasks.catalogue import (
     TaskData,
     check_task,
     define_task,
+    is_own,
     load_task,
     task_names,
 )
 from peft_smop.tasks.examples import read_inputs, to_input
 from peft_smop.tasks.reading import Broken, Row, Writing, is_null, parse_lines, read_each
-from peft_smop.tasks.splits import PRESETS, Preset, Split
+from peft_smop.tasks.splits import PARTS, PRESETS, Preset, Split
 from peft_smop.tasks.task import METRICS, Example, Task
 
 __all__ = [
     "CATALOGUE",
     "METRICS",
+    "PARTS",
     "PRESETS",
     "Broken",
     "Entry",
@@ -30,6 +32,7 @@ __all__ = [
     "check_task",
     "define_task",
     "is_null",
+    "is_own",
     "load_task",
     "parse_lines",
     "read_each",

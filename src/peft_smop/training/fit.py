@@ -246,8 +246,8 @@ def _keep_texts(model: nn.Module, gibibytes: float) -> None:
     tuner, adapter = SMoPModel.of(model), SMoPModel.adapter_of(model)
     if tuner is None or adapter is None or adapter.position != "after":
         raise ConfigError(
-            f"keep_texts={gibibytes} keeps what is read of texts before their prompts, as a decoder"
-            " alone does, with position=after; leave it out"
+            f"keep_texts={gibibytes} is for prompts behind their texts, on decoders, as in"
+            " --method single:position=after; give position=after, or leave it out"
         )
     tuner.keep_texts(gibibytes)
 
