@@ -74,7 +74,9 @@ def test_an_unknown_task_method_or_model_is_answered_with_the_nearest(smop, toy_
 
 
 def test_what_is_no_number_is_said_to_be_none(smop, toy_task):
-    refused(smop("train", "-t", toy_task, "-m", "embedded", "--keep-texts", "nan"), "a number, at")
+    refused(
+        smop("train", "-t", toy_task, "-m", "embedded", "--keep-texts", "nan"), "a finite number"
+    )
 
 
 def test_the_default_model_when_it_cannot_be_reached_names_the_embedded_one(smop, toy_task):

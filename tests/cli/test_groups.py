@@ -1,6 +1,7 @@
 """Options that commands have from the fields of methods and of training."""
 
 import json
+import math
 import re
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_one_rate_for_all_methods_of_a_comparison(smop, toy_task, saved_models, 
         ("sweep", ("--no-dropout", "--set", "dropout=true", "contradicts --no-dropout;")),
         ("train", ("--set", "rank=1", "--set", "rank=2", "--set rank is given twice")),
         ("sweep", ("--set", "epochs=1", "--set", "epochs=2", "--set epochs is given twice")),
-        ("train", ("--lr", "null", "cannot be")),
+        ("train", ("--lr", "null", "must be a number above 0")),
         ("train", ("--init-text", "foo", "init_text='foo' has no effect on init='vocabulary'")),
         ("train", ("--init-std", "3", "init_std=3.0 has no effect on init='vocabulary'")),
         ("train", ("--init", "normal", "--init-adapter", "x", "has no effect on init='normal'")),
@@ -166,6 +167,14 @@ def test_a_variant_s_own_rate_stands_against_the_one_for_all(
         ({"max_padding": 0.5}, "max_padding=0.5 must be at least 1"),
         ({"warmup_ratio": 1.0}, "warmup_ratio=1.0 must be below 1"),
         ({"optimizer": "adam"}, "optimizer='adam' must be one of 'adafactor', 'adamw_torch'"),
+        ({"learning_rate": 0}, "learning_rate=0 must be a number above 0, or of spreads"),
+        ({"learning_rate": "fast"}, "learning_rate='fast' must be a number above 0"),
+        ({"learning_rate": "0x"}, "learning_rate='0x' must be a number above 0"),
+        ({"max_steps": 2.5}, "max_steps=2.5 must be a whole number"),
+        ({"max_steps": True}, "max_steps=True must be a whole number"),
+        ({"epochs": "many"}, "epochs='many' must be a number"),
+        ({"dropout": 1}, "dropout=1 must be true or false"),
+        ({"init_text": 12}, "init_text=12 must be a text"),
         ({"position": "behind"}, "position='behind' must be one of 'before', 'after'"),
     ],
 )
@@ -174,6 +183,14 @@ def test_values_are_refused_at_once_in_the_words_of_the_option(said, message):
     for ways in ((said, None), ({}, options)):
         with pytest.raises(ConfigError, match=re.escape(message)):
             joined(*ways, known=said)
+
+
+@pytest.mark.parametrize("said", [math.inf, math.nan])
+def test_what_is_not_finite_is_refused(said):
+    with pytest.raises(ConfigError, match="must be a number above 0"):
+        joined({"learning_rate": said}, None, known=())
+    with pytest.raises(ConfigError, match="must be a finite number"):
+        joined({"keep_texts": said}, None, known=())
 
 
 def test_every_default_is_one_that_its_option_takes():

@@ -42,12 +42,12 @@ def test_options_follow_the_name():
         ("smop:k", "'k' should be KEY=VALUE"),
         ("smop:k=", "'k=' should be KEY=VALUE"),
         ("smop:name=lora", "unknown option 'name'"),
-        ("smop:k=abc", "num_prompts='abc' must be a valid integer"),
-        ("smop:init_text=12", "init_text=12 must be a valid string"),
-        ("smop:position=behind", "position='behind' must be 'before' or 'after'"),
-        ("smop:keep_texts=nan", "keep_texts='nan' must be a valid number"),
-        ("smop:lr=abc", "learning_rate='abc' cannot be"),
-        ("smop:k=[", r"num_prompts='\[' must be a valid integer"),
+        ("smop:k=abc", "num_prompts='abc' must be a whole number"),
+        ("smop:init_text=12", "init_text=12 must be a text"),
+        ("smop:position=behind", "position='behind' must be one of 'before', 'after'"),
+        ("smop:keep_texts=nan", "keep_texts='nan' must be a number"),
+        ("smop:lr=abc", "learning_rate='abc' must be a number above 0"),
+        ("smop:k=[", r"num_prompts='\[' must be a whole number"),
     ],
 )
 def test_a_name_that_says_nothing_is_refused(text, message):

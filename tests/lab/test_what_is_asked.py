@@ -87,7 +87,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for 
         ("? [a]\n: b\n", "a key that is no word"),
         ("\x00", "not YAML"),
         ("task: cb\nsede: 3\n", "unknown key 'sede'; did you mean seed"),
-        ("task: cb\nseed: many\n", "seed='many' cannot be: Input should be a valid integer"),
+        ("task: cb\nseed: many\n", "seed='many' must be a valid integer"),
         ("seed: 1\n", "no key 'task'"),
         (f"task: cb\nmodel: [{'x' * 9999}]\n", "model=["),
     ],

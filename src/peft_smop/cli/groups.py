@@ -19,6 +19,7 @@ from peft_smop.names import (
     Rate,
     TrainingFields,
     check_options,
+    check_values,
     fields_of,
     typed,
 )
@@ -167,8 +168,7 @@ def joined(
             value = str(value).lower() if isinstance(value, bool) else value
             raise ConfigError(f"--set {key}={value} contradicts {option}; give one of them")
     found = {**said, **settings}
-    for field in (*fields_of(MethodFields), *fields_of(TrainingFields)):
-        field.check(found.get(field.name))  # here, before anything heavy is imported
+    check_values(found)  # here, before anything heavy is imported
     return found
 
 

@@ -17,9 +17,9 @@ from peft_smop.names import (
     SHORT,
     Listed,
     TrainingFields,
-    check_names,
     fields_of,
     listed,
+    options_in,
 )
 
 HOW_OPTIONS_FOLLOW = (
@@ -38,7 +38,7 @@ def methods(
     """
     console = Console(highlight=False)
     if name is not None:
-        check_names([name])
+        options_in(name)
         _print_one(console, listed()[name.split(":")[0]])
         return
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from peft_smop.errors import CheckpointError, ConfigError
-from peft_smop.names import check_names
+from peft_smop.names import options_in
 
 
 def check_path(path: Path) -> None:
@@ -22,12 +22,13 @@ def names_in(methods: str) -> list[str]:
     """The methods of a list with commas.
 
     Raises:
-        ConfigError: there is none, or one that is unknown.
+        ConfigError: there is none, one that is unknown, or an option of one that cannot be.
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise ConfigError("--methods names no method; see smop methods")
-    check_names(names)
+    for name in names:
+        options_in(name)
     return names
 
 

@@ -24,7 +24,7 @@ from peft_smop.cli.options import (
 from peft_smop.cli.show import plain_table
 from peft_smop.cli.terminal import Console
 from peft_smop.errors import ConfigError
-from peft_smop.names import training_options, typed
+from peft_smop.names import check_values, training_options, typed
 from peft_smop.tasks import check_task
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def sweep(
         "task": _split(tasks),
         "model": _split(models),
         "method": None if methods is None else names_in(methods),
-        "k": _typed(k),
-        "l": _typed(length),
-        "lr": "search" if rates == "search" else _typed(rates),
+        "k": _typed(k, "num_prompts"),
+        "l": _typed(length, "num_virtual_tokens"),
+        "lr": "search" if rates == "search" else _typed(rates, "learning_rate"),
         "seed": _seeds(seed, seeds),
         "data": data,
         "train_examples": train_examples,
@@ -189,9 +189,17 @@ def _split(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _typed(text: str | None) -> list[Any] | None:
+def _typed(text: str | None, option: str) -> list[Any] | None:
+    """The values of a list for one option.
+
+    Raises:
+        ConfigError: the option does not take one of them.
+    """
     parts = _split(text)
-    return None if parts is None else [typed(part) for part in parts]
+    values = None if parts is None else [typed(part) for part in parts]
+    for value in values or ():
+        check_values({option: value})
+    return values
 
 
 def _seeds(first: int | None, count: int | None) -> list[int] | None:

@@ -24,10 +24,9 @@ from peft_smop.cli.show import print_result, print_split
 from peft_smop.cli.terminal import Console
 from peft_smop.names import (
     DEFAULT_MODEL,
-    SHORT,
-    check_names,
     check_routing,
     method_options,
+    options_in,
     training_options,
 )
 from peft_smop.tasks import check_task
@@ -91,8 +90,7 @@ def train(
     Without a network: [bold]smop train --task medley --model embedded --epochs 20[/bold]
     """
     check_task(task)
-    check_names([method])
-    _, *parts = method.split(":")
+    in_name = options_in(method)
     noise = {"perturbation": False} if no_perturbation else {}
     said = joined(own | noise | training, options, method_options() + training_options())
     check_routing(said.get("routing"))
@@ -105,8 +103,7 @@ def train(
     chosen = variant(method)
     of_method = {key: value for key, value in said.items() if key in MethodSpec.model_fields}
     of_training = {key: value for key, value in said.items() if key not in of_method}
-    in_name = {SHORT.get(key, key) for key in (part.partition("=")[0] for part in parts)}
-    for key in in_name & said.keys():
+    for key in in_name.keys() & said.keys():
         named = {**chosen.method, **chosen.training}[key]
         if named != said[key]:
             console.print(

@@ -9,11 +9,10 @@ from typing import Any
 
 from peft import PeftConfig
 
-from peft_smop.errors import ConfigError, unknown
+from peft_smop.errors import ConfigError
 from peft_smop.lab.spec import RunSpec
 from peft_smop.methods import MethodSpec, Setting, configure, method_of
-from peft_smop.names import SHORT, Listed, Rate, check_names, listed, typed
-from peft_smop.training import TrainingOptions
+from peft_smop.names import SHORT, Listed, Rate, listed, options_in
 from peft_smop.tuner import SMoPConfig
 
 OF_A_ROUTER = ("router_learning_rate", "revive_dead_prompts")
@@ -61,22 +60,11 @@ def variant(text: str) -> Variant:
     Raises:
         ConfigError: the name or an option is unknown, or a value cannot be.
     """
-    check_names([text])
-    name, *options = text.split(":")
-    found = variants()[name]
+    said = options_in(text)
+    found = variants()[text.split(":")[0]]
     method, training = dict(found.method), dict(found.training)
-    for option in options:
-        key, equals, value = option.partition("=")
-        key = SHORT.get(key, key)
-        if not equals or not value:
-            raise ConfigError(f"{text!r}: {option!r} should be KEY=VALUE")
-        if key in MethodSpec.model_fields and key != "name":
-            method[key] = typed(value)
-        elif key in TrainingOptions.model_fields:
-            training[key] = typed(value)
-        else:
-            known = [*MethodSpec.model_fields, *TrainingOptions.model_fields, *SHORT]
-            raise ConfigError(f"{text!r}: {unknown('option', key, known)}")
+    for key, value in said.items():
+        (method if key in MethodSpec.model_fields else training)[key] = value
     RunSpec.of({"task": "any", "method": method, "training": training}, place=repr(text))
     return Variant(text, method, training, found.paper)
 

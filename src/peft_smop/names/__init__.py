@@ -8,6 +8,7 @@ from peft_smop.names.fields import (
     MethodFields,
     OptionField,
     TrainingFields,
+    check_values,
     fields_of,
 )
 from peft_smop.names.formats import FORMATS, check_format
@@ -15,10 +16,12 @@ from peft_smop.names.methods import (
     DESCRIBED,
     PROMPT_RATES,
     PROMPT_SPREADS,
+    RATE,
     RECIPES,
     WEIGHT_RATES,
     Described,
     Rate,
+    is_rate,
 )
 from peft_smop.names.models import DEFAULT_MODEL, KNOWN_NAMES
 from peft_smop.names.options import (
@@ -28,7 +31,7 @@ from peft_smop.names.options import (
     routings,
     training_options,
 )
-from peft_smop.names.variants import SHORT, Listed, check_names, listed, typed
+from peft_smop.names.variants import SHORT, Listed, listed, options_in, typed
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -38,6 +41,7 @@ __all__ = [
     "MAX_PADDING",
     "PROMPT_RATES",
     "PROMPT_SPREADS",
+    "RATE",
     "RECIPES",
     "SHORT",
     "WEIGHT_RATES",
@@ -48,12 +52,14 @@ __all__ = [
     "Rate",
     "TrainingFields",
     "check_format",
-    "check_names",
     "check_options",
     "check_routing",
+    "check_values",
     "fields_of",
+    "is_rate",
     "listed",
     "method_options",
+    "options_in",
     "routings",
     "training_options",
     "typed",

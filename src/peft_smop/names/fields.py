@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Lt
 from typing_extensions import Doc
 
 from peft_smop.errors import ConfigError
-from peft_smop.names.methods import Rate
+from peft_smop.names.methods import RATE, Rate, is_rate
 
 MAX_PADDING = 1.1
 """Most tokens that a batch may compute for every token of text."""
@@ -114,6 +114,7 @@ _BOUNDS = {
     Ge: ("ge", operator.ge, "at least"),
     Lt: ("lt", operator.lt, "below"),
 }
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -135,22 +136,37 @@ class OptionField:
         return tuple(w for kind in kinds if get_origin(kind) is Literal for w in get_args(kind))
 
     def check(self, value: Any) -> None:
-        """Refuse a word or a number that it does not take; types are checked where it is used.
+        """Refuse what it does not take.
 
         Raises:
             ConfigError: with what was expected.
         """
-        if self.choices and isinstance(value, str) and value not in self.choices:
-            expected = f"one of {', '.join(map(repr, self.choices))}"
+        expected = None if value is None else self._unmet(value)
+        if expected is not None:
             raise ConfigError(f"{self.name}={value!r} must be {expected}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return
+
+    def _unmet(self, value: Any) -> str | None:
+        """What a value should be, and is not."""
+        if self.kind == Rate | None:
+            return None if is_rate(value) else RATE
+        if self.choices:
+            choices = ", ".join(map(repr, self.choices))
+            return None if value in self.choices else f"one of {choices}"
+        kinds = (self.kind, *get_args(self.kind))
+        kind = next(kind for kind in _WORDS if kind in kinds)
+        if kind is str or kind is bool:
+            return None if isinstance(value, kind) else _WORDS[kind]
+        is_number = isinstance(value, int if kind is int else int | float)
+        if not is_number or isinstance(value, bool):
+            return _WORDS[kind]
+        if not math.isfinite(value):
+            return "a finite number"
         for bound in self.bounds:
-            attribute, holds, words = _BOUNDS[type(bound)]
+            attribute, holds, said = _BOUNDS[type(bound)]
             limit = getattr(bound, attribute)
             if not holds(value, limit):
-                kind = "a number, " if math.isnan(value) else ""
-                raise ConfigError(f"{self.name}={value!r} must be {kind}{words} {limit}")
+                return f"{said} {limit}"
+        return None
 
 
 def fields_of(kind: type) -> Iterator[OptionField]:
@@ -161,3 +177,16 @@ def fields_of(kind: type) -> Iterator[OptionField]:
         said = "".join(mark.documentation for mark in marks if isinstance(mark, Doc))
         bounds = tuple(mark for mark in marks if type(mark) in _BOUNDS)
         yield OptionField(name, takes, getattr(kind, name), said, bounds)
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Refuse values that options of a method or its training do not take.
+
+    Args:
+        given: by the options' names; those of routing strategies are not looked at.
+
+    Raises:
+        ConfigError: with what was expected.
+    """
+    for field in (*fields_of(MethodFields), *fields_of(TrainingFields)):
+        field.check(given.get(field.name))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
+from typing import Any
 
 PROMPT_RATES = (0.5, 0.3, 0.1)
 """The paper's learning rates for prompts (appendix C), searched in this order."""
@@ -23,6 +26,17 @@ backbone's own scale and without its dropout, or the paper's protocol."""
 
 Rate = float | str
 """A learning rate: a number, or a number of spreads of the backbone's embeddings, such as 0.4x."""
+RATE = "a number above 0, or of spreads of the embeddings, such as 0.4x"
+"""What is no rate should be."""
+
+
+def is_rate(value: Any) -> bool:
+    """Whether a value is a learning rate, and one that moves anything."""
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"\d+(\.\d+)?x", value)) and 0 < float(value[:-1]) < 1e6
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value < math.inf
+
 
 _INIT = frozenset({"init", "init_std", "init_text", "init_adapter"})
 _PROMPT = _INIT | {"num_virtual_tokens", "position", "parameterisation", "hidden_size", "rank"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -10,8 +9,15 @@ from typing import Any
 
 import yaml
 
-from peft_smop.errors import unknown
+from peft_smop.errors import ConfigError, unknown
+from peft_smop.names.fields import check_values
 from peft_smop.names.methods import DESCRIBED
+from peft_smop.names.options import (
+    check_options,
+    check_routing,
+    method_options,
+    training_options,
+)
 from peft_smop.plain_yaml import PlainYamlError, read_yaml
 
 FILE = Path(__file__).with_name("variants.yaml")
@@ -41,19 +47,32 @@ def listed() -> dict[str, Listed]:
     return found | {name: Listed(name, {"name": name}) for name in DESCRIBED if name not in found}
 
 
-def check_names(texts: Iterable[str]) -> None:
-    """Refuse texts that begin with no known name, before anything that could read the rest.
+def options_in(text: str) -> dict[str, Any]:
+    """The options that a text says beside a method's name, by their whole names.
 
     Args:
-        texts: such as "lora-8" or "smop:k=10:l=1".
+        text: such as "lora-8", "smop:k=10:l=1" or "prompt-tuning-20:lr=0.3".
 
     Raises:
-        ConfigError: with the nearest names.
+        ConfigError: the name or an option is unknown, or a value cannot be.
     """
-    for text in texts:
-        name = text.split(":")[0]
-        if name not in listed():
-            raise unknown("method", name, listed())
+    name, *options = text.split(":")
+    if name not in listed():
+        raise unknown("method", name, listed())
+    known = [key for key in (*method_options(), *training_options()) if key != "name"]
+    found = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not value:
+            raise ConfigError(f"{text!r}: {option!r} should be KEY=VALUE")
+        found[SHORT.get(key, key)] = typed(value)
+    try:
+        check_options(found, [*known, *SHORT])
+        check_values(found)
+        check_routing(found.get("routing"))
+    except ConfigError as error:
+        raise ConfigError(f"{text!r}: {error}") from error
+    return found
 
 
 def typed(value: str) -> Any:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from peft_smop.names import Rate, TrainingFields
+from peft_smop.names import RATE, Rate, TrainingFields, is_rate
 
 
 def absolute_rate(rate: Rate, spread: float) -> float:
@@ -28,13 +27,8 @@ class TrainingOptions(BaseModel, TrainingFields):
     @field_validator("learning_rate")
     @classmethod
     def _checked_rate(cls, rate: Rate | None) -> Rate | None:
-        if isinstance(rate, str):
-            if not re.fullmatch(r"\d+(\.\d+)?x", rate) or not 0 < float(rate[:-1]) < 1e6:
-                raise ValueError(
-                    "expected a number above 0, or of embeddings' spreads such as 0.4x"
-                )
-        elif rate is not None and not rate > 0:
-            raise ValueError("expected a number above 0")
+        if rate is not None and not is_rate(rate):
+            raise ValueError(f"Input should be {RATE}")
         return rate
 
     def planned_steps(self, rows: int) -> int:
