@@ -311,9 +311,19 @@ def test_a_run_made_again_is_held_against_what_is_recorded_of_it(
         1,
         f"one: {score}, 1 other answers, recorded 12.5\n",
     )
+    known["predicted"] = None
+    place.write_text(recording.written(record))
+    assert said("--again", tmp_path / "store")[1].endswith(
+        "another score, of which no answers are recorded\n"
+    )
+    record["truth"]["0"][0] = 1 - record["truth"]["0"][0]
+    place.write_text(recording.written(record))
+    assert said("--again", tmp_path / "store")[0] == 2
+    assert said("--again", tmp_path / "store", "--write")[0] == 2
     # of what ran by no CPU's own vector units a record has a row of its own
     known = recording.run_of(tmp_path / "store" / "one")[0]["options"]
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     run(wanted, tmp_path / "store" / "any")
     assert recording.run_of(tmp_path / "store" / "any")[0]["options"] == known | {"cpu": "any"}
 

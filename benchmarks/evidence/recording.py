@@ -46,6 +46,11 @@ BACKBONES = {
     "smollm2-135m": Backbone(0.136, drops=False),
 }
 
+ANY_CPU = "cpu x86_64 DEFAULT"
+"""The device of runs by `any-cpu.env`."""
+_OF_RUNS = ("truth", "runs")
+"""What of a record grows with its runs."""
+
 Run = dict[str, Any]
 Record = dict[str, Any]
 
@@ -76,7 +81,7 @@ def run_of(path: Path) -> tuple[Run, Record]:
         }
         | {name: spec[name] for name in OF_DATA if spec.get(name) not in (None, [], ())}
         | ({"dropout": drops} if drops != meant and has_dropout(model) else {})
-        | ({"cpu": "any"} if result.environment["device"].endswith(" DEFAULT") else {}),
+        | ({"cpu": "any"} if result.environment["device"] == ANY_CPU else {}),
         "precision": result.environment.get("precision", "float32"),
         "rate": result.training.learning_rate,
         "steps": training.get("max_steps") or result.training.steps,
@@ -122,14 +127,8 @@ def collect(stores: Iterable[Path]) -> list[Path]:
         if place not in changed:
             changed[place] = read(place) if place.is_file() else {**record, "runs": []}
         known = changed[place]
-        own = record.pop("truth")
-        known["truth"] = own | known["truth"]
-        same_head = all(known[key] == record[key] for key in record)
-        if not same_head or any(known["truth"][seed] != truth for seed, truth in own.items()):
-            raise RunError(f"{path} was tested on other examples than the runs of {place}")
-        parts = {json.dumps(one["split"]) for one in known["runs"] if one["seed"] == run["seed"]}
-        if not parts <= {json.dumps(run["split"]), "null"}:
-            raise RunError(f"{path} was trained on other examples than the runs of {place}")
+        _check_examples(path, run, record, known)
+        known["truth"] = record["truth"] | known["truth"]
         same = identity(run)
         known["runs"] = [other for other in known["runs"] if identity(other) != same] + [run]
     RECORDS.mkdir(exist_ok=True)
@@ -145,24 +144,47 @@ class Again(NamedTuple):
     test: float
     recorded: float | None
     """Its test score; None: there is no such run in the records."""
-    others: int
-    """How many of its answers are others; 0 as well where none are recorded."""
+    others: int | None
+    """How many of its answers are others; None: none are recorded."""
 
 
 def again(stores: Iterable[Path]) -> Iterator[Again]:
     """Hold the finished runs of stores against those of the records.
 
     Raises:
-        RunError: a store has no finished run.
+        RunError: a store has no finished run, or one of other examples than the records'.
     """
     for path in _finished_in(stores):
         run, record = run_of(path)
         place, same = _place_of(record), identity(run)
-        known = read(place)["runs"] if place.is_file() else []
-        before = next((other for other in known if identity(other) == same), None)
-        answers = run["predicted"] if before is None else before["predicted"] or run["predicted"]
-        others = sum(one != two for one, two in zip(run["predicted"], answers, strict=True))
-        yield Again(path, run["test"], None if before is None else before["test"], others)
+        before = None
+        if place.is_file():
+            known = read(place)
+            _check_examples(path, run, record, known)
+            before = next((other for other in known["runs"] if identity(other) == same), None)
+        if before is None:
+            yield Again(path, run["test"], None, None)
+            continue
+        answers, others = before["predicted"], None
+        if answers is not None:
+            others = sum(one != two for one, two in zip(run["predicted"], answers, strict=True))
+        yield Again(path, run["test"], before["test"], others)
+
+
+def _check_examples(path: Path, run: Run, record: Record, known: Record) -> None:
+    """Refuse a run that learned from other examples than its record's, or was tested on others.
+
+    Raises:
+        RunError: it is one.
+    """
+    place = _place_of(record)
+    of_seed = record["truth"].items()
+    same = all(known[key] == value for key, value in record.items() if key not in _OF_RUNS)
+    if not same or any(known["truth"].get(seed, truth) != truth for seed, truth in of_seed):
+        raise RunError(f"{path} was tested on other examples than the runs of {place}")
+    parts = {json.dumps(one["split"]) for one in known["runs"] if one["seed"] == run["seed"]}
+    if not parts <= {json.dumps(run["split"]), "null"}:
+        raise RunError(f"{path} was trained on other examples than the runs of {place}")
 
 
 def _finished_in(stores: Iterable[Path]) -> list[Path]:

@@ -117,7 +117,8 @@ def _apart(record: Record, first: Sequence[Run] | None, other: Sequence[Run] | N
 
 
 def _points(apart: Difference) -> str:
-    return f"{apart.points:+.1f} ({apart.low:+.1f} to {apart.high:+.1f})"
+    points, low, high = (round(value, 1) + 0.0 for value in (apart.points, apart.low, apart.high))
+    return f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _mean(runs: Sequence[Run]) -> str:
@@ -144,13 +145,14 @@ def _order(run: Run) -> tuple[bool, str, bool, str, int]:
     return not _is_reference(run), run["name"], run["recipe"] != "default", said, run["steps"]
 
 
-def _terms(run: Run) -> tuple[int, str]:
+def _terms(run: Run) -> tuple[int, str, str | None]:
     """What a run and the one it is held against should share."""
-    return run["steps"], run["precision"]
+    return run["steps"], run["precision"], run["options"].get("cpu")
 
 
 def _is_reference(run: Run) -> bool:
-    return _placeless(run) == REFERENCE and _is_default(run)
+    is_usual = run["recipe"] == "default" and run["options"].keys() <= {"cpu"}
+    return _placeless(run) == REFERENCE and is_usual
 
 
 def _best_rate(runs: Sequence[Run]) -> tuple[list[Run], int]:
@@ -335,16 +337,20 @@ def written_into(page: str, tables: Mapping[str, str]) -> str:
 
 def _held_against_records(stores: Iterable[Path]) -> int:
     """Say of every run whether its answers are those recorded; 1 where some are not."""
-    found = list(again(stores))
-    for one in found:
+    differs = False
+    for one in again(stores):
+        same = one.recorded == one.test and not one.others
+        differs = differs or not same
         if one.recorded is None:
             said = "not in the records"
-        elif one.others:
-            said = f"{one.others} other answers, recorded {one.recorded:.1f}"
-        else:
+        elif one.others is None:
+            said = f"{'the same' if same else 'another'} score, of which no answers are recorded"
+        elif same:
             said = "the same answers"
-        print(f"{one.path.name}: {one.test:.1f}, {said}")
-    return int(any(one.recorded != one.test or one.others for one in found))
+        else:
+            said = f"{one.others} other answers, recorded {one.recorded:.1f}"
+        print(f"{one.path.name}: {one.test:.1f}, {said}", flush=True)
+    return int(differs)
 
 
 def main() -> None:
@@ -356,6 +362,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into the page")
     parser.add_argument("--again", nargs="+", type=Path, help="stores to hold against the records")
     given = parser.parse_args()
+    if given.again and (given.of or given.write):
+        parser.error("--again changes nothing; leave --of and --write out")
     try:
         if given.again:
             parser.exit(_held_against_records(given.again))

@@ -77,3 +77,9 @@ def unknown(
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
     return ConfigError(f"unknown {kind} {name!r}; {hint}" + (f" {remedy}" if remedy else ""))
+
+
+def shortened(text: str) -> str:
+    """A text in one line, and the beginning of one that is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else f"{line[:299]}…"

@@ -202,8 +202,9 @@ class TestAdapters:
         refused(smop(command, trained), "not finished", "--resume")
         (trained / "failure.json").write_text('{"reason": "the disk is full; make room"}')
         refused(smop(command, trained), "not finished: the disk is full; make room")
-        (trained / "failure.json").write_text("{")
-        refused(smop(command, trained), "not finished", "--resume")
+        for reason in ("{", "[]", '{"reason": null}', '{"reason": " "}', '{"reason": ["a"]}'):
+            (trained / "failure.json").write_text(reason)
+            refused(smop(command, trained), "is not finished; go on with it by smop train --resume")
 
 
 def test_input_to_predict_that_cannot_be_used(smop, trained, tmp_path):

@@ -14,8 +14,7 @@ from peft_smop.lab import PromptScale, RunSpec, Signs, diagnose, run, signs_of
 from peft_smop.tasks import load_task
 
 GOOD = Signs(
-    task="rte",
-    model="embedded",
+    asked="--task rte --model embedded",
     learning_rate=0.5,
     spread=1.3,
     steps=240,

@@ -257,6 +257,17 @@ def test_a_run_that_failed_before_its_first_step_is_begun_anew_in_its_place(
     assert not (tmp_path / "run" / "failure.json").exists()
 
 
+def test_a_refused_resumption_is_not_why_a_run_stopped(toy_task, saved_models, tmp_path):
+    killed = tmp_path / "run"
+    with pytest.raises(ConfigError, match="keep_texts"):
+        run(spec(toy_task, saved_models["t5"], keep_texts=1.0), killed)
+    (killed / "failure.json").unlink()
+    (killed / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match="seed"):
+        run(spec(toy_task, saved_models["t5"], keep_texts=1.0, seed=3), killed, resume=True)
+    assert not (killed / "failure.json").exists()
+
+
 def test_what_lies_beside_a_failed_run_is_not_begun_over(toy_task, saved_models, tmp_path):
     with pytest.raises(ConfigError, match="keep_texts"):
         run(spec(toy_task, saved_models["t5"], keep_texts=1.0), tmp_path / "run")

@@ -247,6 +247,12 @@ def test_a_run_that_was_altered_is_in_no_report(smop, store, tmp_path):
 def test_what_is_no_run_is_one_sentence(smop, tmp_path):
     assert "holds no finished run" in smop("report", tmp_path)[2]
     assert "is not a directory" in smop("report", tmp_path / "no")[2]
+    (tmp_path / "store" / "one").mkdir(parents=True)
+    (tmp_path / "store" / "one" / "spec.yaml").touch()
+    (tmp_path / "store" / "one" / "failure.json").write_text('{"reason": "no\\nroom"}')
+    said = smop("report", tmp_path / "store")[2]
+    assert "store/one is not finished: no room; nothing was trained yet" in said
+    shutil.rmtree(tmp_path / "store")
     assert "tables 1, 2, 3, 4, 5, 7" in smop("report", tmp_path, "--paper", "6")[2]
     with pytest.raises(RunError):
         gather([tmp_path])

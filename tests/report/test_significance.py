@@ -20,6 +20,21 @@ def test_equal_predictions_differ_by_nothing_and_are_never_significant():
     assert found.words == "not significant"
 
 
+def test_gains_that_cancel_over_seeds_are_exactly_nothing():
+    # sevenths: two examples more with one seed, and one less with each of two others
+    gains = ([0, 1], [], []), ([], [0], [1])
+    one, two = (
+        {
+            (seed, str(i)): (1, int(i in right))
+            for seed, right in enumerate(rights)
+            for i in range(7)
+        }
+        for rights in reversed(gains)
+    )
+    found = paired_bootstrap(one, two, metric="accuracy", labels=2)
+    assert (found.points, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+
+
 def test_one_example_of_fifty_six_is_not_significant():
     # CB: the other method has one example more
     one, two = [True] * 40 + [False] * 16, [True] * 41 + [False] * 15

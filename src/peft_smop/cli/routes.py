@@ -68,7 +68,7 @@ def routes(
     console.print(found.verdict, style="bold", markup=False, soft_wrap=True)
     console.print(
         "(its own prompts; one that is trained alone may do better than any of them: smop compare"
-        f" --task {spec.task} --model {spec.model} --methods {spec.method.name},single)",
+        f" {spec.asked} --methods {spec.method.name},single)",
         soft_wrap=True,
         markup=False,
     )

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from peft_smop.cli.show import fits
 from peft_smop.cli.terminal import Console
+from peft_smop.errors import shortened
 from peft_smop.tasks import CATALOGUE, PARTS, PRESETS, Task, check_task, is_own, load_task
 
 
@@ -58,7 +59,7 @@ def _own(path: str) -> dict[str, str]:
         **_definition(task),
         "data": ", ".join(dict.fromkeys(split.sources.values())),
         "splits": ", ".join(f"{part}: {count}" for part, count in counts.items()),
-        "the first": split.train[0].text,
+        "the first": shortened(split.train[0].text),
     }
 
 

@@ -70,8 +70,8 @@ def diagnose(signs: Signs) -> tuple[Finding, ...]:
         Finding(
             "the task was not learned, and none of the known causes is seen",
             seen,
-            f"compare with others (smop compare --task {signs.task} --model {signs.model} --methods"
-            " single,lora-8,full): where those fail too, look at the labels, the template and the"
+            f"compare with others (smop compare {signs.asked} --methods single,lora-8,full): where"
+            " those fail too, look at the labels, the template and the"
             " verbalizers",
         ),
     )

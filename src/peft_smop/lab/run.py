@@ -68,7 +68,7 @@ def run(
         return found
     if not processes.is_first():
         return _beside_the_first(spec, directory, resume=resume)
-    with directory.locked(), _failure_told(directory):
+    with directory.locked(), _memory_told(directory):
         # whoever had the lock before may have finished it
         found = finished(spec, directory) if resume else None
         if found is not None:
@@ -77,13 +77,14 @@ def run(
             on_begin(resume and last_complete_checkpoint(directory.checkpoints) is not None)
         begun = begin(spec, directory, resume=resume, overwrite=overwrite)
         processes.meet()
-        with bars(console) as progress:
-            fitted = fit(
-                begun.training(
-                    title or spec.method.name, progress, resume=resume, report_to=report_to
+        with _failure_told(directory):
+            with bars(console) as progress:
+                fitted = fit(
+                    begun.training(
+                        title or spec.method.name, progress, resume=resume, report_to=report_to
+                    )
                 )
-            )
-        result = finish(begun, fitted, console)
+            result = finish(begun, fitted, console)
     processes.meet()
     return result
 
@@ -174,25 +175,31 @@ def run_packed(
 
 @contextmanager
 def _failure_told(directory: RunDirectory) -> Iterator[None]:
-    """Write down why a run that had begun did not finish.
-
-    Raises:
-        RunError: memory was not enough.
-    """
+    """Write down why a run that had begun did not finish."""
     try:
-        try:
+        with _memory_told(directory):
             yield
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            reason = str(error).split("\n")[0][:200] or "no memory is left"
-            raise RunError(
-                f"{directory.path} ran out of memory: {reason}; lower --batch-size or --max-length,"
-                " and go on with --resume"
-            ) from error
     except RunInUseError:
         raise
     except SMoPError as error:
-        if directory.spec.is_file():
-            when = time.strftime("%Y-%m-%d %H:%M:%S")
-            with suppress(SMoPError):  # a full disk may be the very reason
-                write_json(directory.failure, {"reason": str(error), "when": when})
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        with suppress(SMoPError):  # a full disk may be the very reason
+            write_json(directory.failure, {"reason": str(error), "when": when})
         raise
+
+
+@contextmanager
+def _memory_told(directory: RunDirectory) -> Iterator[None]:
+    """Say in a sentence that memory was not enough.
+
+    Raises:
+        RunError: it was not.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = str(error).split("\n")[0][:200] or "no memory is left"
+        raise RunError(
+            f"{directory.path} ran out of memory: {reason}; lower --batch-size or --max-length,"
+            " and go on with --resume"
+        ) from error

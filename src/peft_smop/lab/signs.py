@@ -39,8 +39,8 @@ class PromptScale:
 class Signs:
     """Of one run; losses are means over answers' tokens, in nats, of the same training examples."""
 
-    task: str
-    model: str
+    asked: str
+    """The options by which commands take the same task and backbone."""
     learning_rate: float
     spread: float
     """The standard deviation of the backbone's embeddings."""
@@ -121,8 +121,7 @@ def signs_of(path: Path) -> Signs:
         )
     steps = result.training.steps
     return Signs(
-        task=spec.task,
-        model=spec.model,
+        asked=spec.asked,
         learning_rate=result.training.learning_rate,
         spread=spread,
         steps=steps,

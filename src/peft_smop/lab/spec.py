@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from peft_smop.errors import ConfigError, unknown
+from peft_smop.errors import ConfigError, shortened, unknown
 from peft_smop.methods import MethodSpec, method_of
 from peft_smop.names import DEFAULT_MODEL, Rate
 from peft_smop.plain_yaml import PlainYamlError, read_yaml
@@ -72,6 +73,12 @@ class RunSpec(BaseModel):
             ),
             **dict.fromkeys(cls.model_fields, "the run: use the command's own option"),
         }
+
+    @property
+    def asked(self) -> str:
+        """The options by which commands take the same task and backbone."""
+        said = {"--task": self.task, "--model": self.model, "--data": self.data}
+        return " ".join(f"{k} {shlex.quote(str(v))}" for k, v in said.items() if v is not None)
 
     def save(self, path: Path) -> None:
         """Write the spec as YAML."""
@@ -149,7 +156,8 @@ def _absolute(content: dict[str, Any], base: Path) -> dict[str, Any]:
 def _refused(error: ValidationError, place: str) -> ConfigError:
     """What is wrong with a specification, in one sentence."""
     problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"])
+    # pydantic's also name the kind that a value of several kinds was tried as
+    field = ".".join(str(part) for part in problem["loc"] if part not in ("float", "str"))
     key = field.split(".")[-1]
     if problem["type"] == "extra_forbidden" and key in RunSpec.everywhere():
         return ConfigError(
@@ -167,10 +175,7 @@ def _refused(error: ValidationError, place: str) -> ConfigError:
     said = problem["msg"].removeprefix("Value error, ")  # pydantic's, before a check of ours
     what = f"{place}: {field}={shown(problem['input'])}"
     expected = said.removeprefix("Input should be ")
+    if problem["type"] == "path_type":
+        expected = "a path"
     verb = "cannot be:" if expected == said else "must be"
     return ConfigError(f"{what} {verb} {shortened(expected)}")
-
-
-def shortened(text: str) -> str:
-    """The beginning of a text that may be long."""
-    return text if len(text) <= 300 else f"{text[:299]}…"

@@ -159,7 +159,7 @@ class OptionField:
         is_number = isinstance(value, int if kind is int else int | float)
         if not is_number or isinstance(value, bool):
             return _WORDS[kind]
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return "a finite number"
         for bound in self.bounds:
             attribute, holds, said = _BOUNDS[type(bound)]

@@ -80,8 +80,9 @@ def gather(places: Iterable[Path]) -> list[Group]:
         if not place.is_dir():
             raise RunError(f"{place} is not a directory; expected a run's, or one that holds runs")
         own = _runs_in(place)
-        if not own and RunDirectory(place).spec.is_file():
-            raise RunDirectory(place).unfinished()
+        begun = next(place.rglob("spec.yaml"), None)
+        if not own and begun is not None:
+            raise RunDirectory(begun.parent).unfinished()
         if not own:
             raise RunError(f"{place} holds no finished run")
         for path in own:

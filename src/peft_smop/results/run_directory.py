@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_smop.errors import CheckpointError, ConfigError, RunError
+from peft_smop.errors import CheckpointError, ConfigError, RunError, shortened
 from peft_smop.results.files import DRAFT, read_lines, read_object, sha256_of, writing
 from peft_smop.results.lock import LOCK, locked
 from peft_smop.results.schema import RunResult
@@ -185,10 +185,16 @@ class RunDirectory:
 
     def unfinished(self) -> CheckpointError:
         """What to say where a finished run is needed, and this is not one."""
-        remedy = "; go on with it by smop train --resume"
-        with suppress(CheckpointError, KeyError):
-            remedy = f": {read_object(self.failure, 'why a run stopped')['reason']}"
-        return CheckpointError(f"the run in {self.path} is not finished{remedy}")
+        said = f"the run in {self.path} is not finished"
+        remedy, reason = "go on with it by smop train --resume", None
+        with suppress(CheckpointError):
+            reason = read_object(self.failure, "why a run stopped").get("reason")
+        if not isinstance(reason, str) or not reason.strip():
+            return CheckpointError(f"{said}; {remedy}")
+        if self.failed_at_once:
+            remedy = "nothing was trained yet, so begin it anew"
+        remedy = "" if "--resume" in reason else f"; {remedy}"
+        return CheckpointError(f"{said}: {shortened(reason)}{remedy}")
 
     def read_result(self) -> RunResult:
         """The result of a finished run, every file of which is as the run wrote it.
