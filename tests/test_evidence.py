@@ -202,6 +202,21 @@ def test_a_task_in_a_row_is_what_took_as_many_steps_by_the_default_recipe():
     }
 
 
+def test_twice_the_steps_of_one_prompt_are_held_against_the_mixture():
+    mixture = {"name": "smop k=4 l=5 routing=posterior", "load": [0.5, 0.5]}
+    record = recorded(
+        told_run(0, [0, 0, 1, 0], **mixture, steps=500),
+        told_run(1, [0, 0, 1, 0], **mixture, steps=500),
+        told_run(0, [0, 0, 1, 1], **mixture, steps=2000),
+        told_run(0, [0, 0, 1, 1]),
+        told_run(0, [0, 0, 0, 0], steps=500),
+    )
+    _, _, *rows = tables.equal_time([{**record, "task": "toy", "model": "tiny"}]).splitlines()
+    (row,) = rows
+    said = "| `toy`, tiny | 75.0 ± 0.0 (2), 500 | 100.0 (1), 1,000 | -25.0 ("
+    assert row.startswith(said)
+
+
 def test_what_was_tried_with_one_prompt_is_told_by_rate_and_dropout():
     tried = (
         told_run(0, None, validation=70.0, rate=0.08),

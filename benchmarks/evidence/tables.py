@@ -111,6 +111,29 @@ def summary(records: Iterable[Record]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *rows])
 
 
+def equal_time(records: Iterable[Record]) -> str:
+    """The mixture by posterior against one prompt of its length that took twice the steps.
+
+    A step of the mixture lasts about twice as long, so that is what the same time buys.
+    """
+    head = ["task, backbone", "mixture, steps", "one prompt, steps", "mixture less one prompt"]
+    rows = []
+    for record in records:
+        usual = [runs for runs, _ in groups(record) if _is_default(runs[0])]
+        found = {(_placeless(runs[0]), _terms(runs[0])): runs for runs in usual}
+        for (name, (steps, *rest)), mixture in found.items():
+            one = found.get((REFERENCE, (2 * steps, *rest)))
+            if name == MIXTURE and one is not None:
+                cells = [
+                    f"`{record['task']}`, {record['model']}{_short(one[0])}",
+                    f"{_mean(mixture)}, {steps:,}",
+                    f"{_mean(one)}, {2 * steps:,}",
+                    _apart(record, one, mixture),
+                ]
+                rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *rows])
+
+
 def _apart(record: Record, first: Sequence[Run] | None, other: Sequence[Run] | None) -> str:
     apart = difference(record, first, other) if first and other else None
     return "" if apart is None else _points(apart)
@@ -270,6 +293,7 @@ def tables_of(records: Mapping[str, Record]) -> dict[str, str]:
     return {
         "summary": summary(records.values()),
         **{mark: text for name, one in records.items() for mark, text in _of(name, one).items()},
+        "equal-time": equal_time(records.values()),
         "recipes": recipes(records.values()),
     }
 
