@@ -170,6 +170,7 @@ def test_a_variant_s_own_rate_stands_against_the_one_for_all(
         ({"learning_rate": 0}, "learning_rate=0 must be a number above 0, or of spreads"),
         ({"learning_rate": "fast"}, "learning_rate='fast' must be a number above 0"),
         ({"learning_rate": "0x"}, "learning_rate='0x' must be a number above 0"),
+        ({"batch_size": 10**30}, "must be a whole number up to 9223372036854775807"),
         ({"max_steps": 2.5}, "max_steps=2.5 must be a whole number"),
         ({"max_steps": True}, "max_steps=True must be a whole number"),
         ({"epochs": "many"}, "epochs='many' must be a number"),

@@ -41,6 +41,7 @@ def test_options_follow_the_name():
         ("smop:kk=3", "^'smop:kk=3': unknown option 'kk'"),
         ("smop:k", "'k' should be KEY=VALUE"),
         ("smop:k=", "'k=' should be KEY=VALUE"),
+        ("smop:k=2:num_prompts=3", "num_prompts is given twice, as 2 and 3"),
         ("smop:name=lora", "unknown option 'name'"),
         ("smop:k=abc", "num_prompts='abc' must be a whole number"),
         ("smop:init_text=12", "init_text=12 must be a text"),

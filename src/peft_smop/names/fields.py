@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -161,6 +162,8 @@ class OptionField:
             return _WORDS[kind]
         if isinstance(value, float) and not math.isfinite(value):
             return "a finite number"
+        if isinstance(value, int) and abs(value) > sys.maxsize:
+            return f"{_WORDS[kind]} up to {sys.maxsize}"
         for bound in self.bounds:
             attribute, holds, said = _BOUNDS[type(bound)]
             limit = getattr(bound, attribute)

@@ -60,12 +60,15 @@ def options_in(text: str) -> dict[str, Any]:
     if name not in listed():
         raise unknown("method", name, listed())
     known = [key for key in (*method_options(), *training_options()) if key != "name"]
-    found = {}
+    found: dict[str, Any] = {}
     for option in options:
-        key, equals, value = option.partition("=")
-        if not equals or not value:
+        key, equals, said = option.partition("=")
+        if not equals or not said:
             raise ConfigError(f"{text!r}: {option!r} should be KEY=VALUE")
-        found[SHORT.get(key, key)] = typed(value)
+        key, value = SHORT.get(key, key), typed(said)
+        if found.get(key, value) != value:
+            raise ConfigError(f"{text!r}: {key} is given twice, as {found[key]} and {value}")
+        found[key] = value
     try:
         check_options(found, [*known, *SHORT])
         check_values(found)
