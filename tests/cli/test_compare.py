@@ -55,7 +55,7 @@ def test_controls_come_with_a_flag(smop, toy_task, saved_models, tmp_path):
         (("--methods", "smop", "--trials", "4"), "trials=4 exceeds the 3 learning rates"),
         (("--methods", "smop", "--set", "batch_size"), "expected KEY=VALUE"),
         (("--methods", "smop", "--set", "batchsize=3"), "unknown option 'batchsize'"),
-        (("--methods", "smop:lr=abc"), "learning_rate='abc' cannot be"),
+        (("--methods", "smop:lr=abc"), "learning_rate='abc' must be a number above 0"),
         (("--methods", "single,smop:top_k=9"), "top_k=9 exceeds num_prompts=4"),
         (("--methods", "single:k=2"), "num_prompts=2 is no option of single"),
     ],

@@ -76,7 +76,7 @@ def test_texts_are_kept_only_where_a_prompt_stands_behind_them(toy_task, saved_m
                 "training": {"max_steps": 1, "keep_texts": 1.0},
             }
         )
-        with pytest.raises(ConfigError, match=r"as a decoder alone does, with position=after"):
+        with pytest.raises(ConfigError, match=r"for prompts behind their texts, on decoders"):
             run(wanted, tmp_path / f"{kind}-{name}")
 
 
