@@ -27,7 +27,7 @@ backbone's own scale and without its dropout, or the paper's protocol."""
 Rate = float | str
 """A learning rate: a number, or a number of spreads of the backbone's embeddings, such as 0.4x."""
 RATE = "a number above 0, or of spreads of the embeddings, such as 0.4x"
-"""What is no rate should be."""
+"""What a value that is no rate is told to be."""
 
 
 def is_rate(value: Any) -> bool:

@@ -80,10 +80,10 @@ def gather(places: Iterable[Path]) -> list[Group]:
         if not place.is_dir():
             raise RunError(f"{place} is not a directory; expected a run's, or one that holds runs")
         own = _runs_in(place)
-        begun = next(place.rglob("spec.yaml"), None)
-        if not own and begun is not None:
-            raise RunDirectory(begun.parent).unfinished()
         if not own:
+            begun = next(place.rglob("spec.yaml"), None)
+            if begun is not None:
+                raise RunDirectory(begun.parent).unfinished()
             raise RunError(f"{place} holds no finished run")
         for path in own:
             found.setdefault(path.resolve(), _read(path))
