@@ -39,6 +39,10 @@ class MethodFields:
         Literal["before", "after"] | None,
         Doc("where a prompt stands: before the text, the default, or after it (causal LMs)"),
     ] = None
+    pooling: Annotated[
+        Literal["own", "mean"] | None,
+        Doc("what an encoder's head reads: the first token, or the mean; by default the model's"),
+    ] = None
     hidden_size: Annotated[int | None, Doc("width of a network before prompts")] = None
     rank: Annotated[int | None, Doc("of LoRA, or of low-rank prompts")] = None
     bottleneck_size: Annotated[int | None, Doc("d, width of the bottlenecks")] = None

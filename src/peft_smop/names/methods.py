@@ -39,7 +39,9 @@ def is_rate(value: Any) -> bool:
 
 
 _INIT = frozenset({"init", "init_std", "init_text", "init_adapter"})
-_PROMPT = _INIT | {"num_virtual_tokens", "position", "parameterisation", "hidden_size", "rank"}
+_PROMPT = _INIT | {
+    *("num_virtual_tokens", "position", "pooling", "parameterisation", "hidden_size", "rank")
+}
 
 
 @dataclass(frozen=True)

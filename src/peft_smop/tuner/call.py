@@ -52,6 +52,8 @@ class PromptCall(Call):
     layout: Layout | Halves | None = None
     states: Tensor | None = None
     """What the encoder inside the backbone gave, where a pooler needs to look back."""
+    mask: Tensor | None = None
+    """Which of the tokens are attended; None: all."""
     as_tuple: bool = False
     """Whether the caller of the backbone wants a tuple."""
     in_model: bool = False

@@ -13,6 +13,7 @@ from peft_smop.errors import ConfigError, unknown
 from peft_smop.tuner.losses import Penalties
 from peft_smop.tuner.options import check_seed, check_types, options_of, with_options
 from peft_smop.tuner.parameterisation import PARAMETERISATIONS, ParameterisationName
+from peft_smop.tuner.pooling import Pooling
 from peft_smop.tuner.routing import RoutingStrategy
 from peft_smop.tuner.splice import Position
 from peft_smop.tuner.strategies import STRATEGIES, RoutingName, build_strategy
@@ -52,6 +53,9 @@ class SMoPConfig(_Options):
         position: where a prompt stands. "before": the text, as in the paper. "after": between the
             text and its answer, on causal LMs. In training labels say where the answer begins;
             without labels the prompt follows the whole input.
+        pooling: what a classification head on an encoder reads. "own": what it does by itself, the
+            first token's state. "mean": the mean of the text's states, as sentence transformers are
+            trained to be read.
         init: where the prompts start: "vocabulary" (embeddings of randomly drawn tokens), "normal"
             (N(0, init_std²)), "text" (the tokens of `init_text`), "labels" (the words of
             `init_labels`, then vocabulary), "adapter" (the prompts, and where the shapes agree the
@@ -88,6 +92,9 @@ class SMoPConfig(_Options):
     position: Position = field(
         default="before", metadata={"help": "where a prompt stands: before or after the text"}
     )
+    pooling: Pooling = field(
+        default="own", metadata={"help": "what an encoder's head reads: own, or the mean of states"}
+    )
     init: InitName = field(default="vocabulary", metadata={"help": "where the prompts start"})
     init_text: str | list[str] | None = None
     init_labels: list[str] | None = None
@@ -117,6 +124,7 @@ class SMoPConfig(_Options):
             ("parameterisation", PARAMETERISATIONS),
             ("init", get_args(InitName)),
             ("position", get_args(Position)),
+            ("pooling", get_args(Pooling)),
             ("router_scope", ("input", "context")),
         ):
             value = getattr(self, name)
@@ -210,6 +218,12 @@ class SMoPConfig(_Options):
             raise ConfigError(
                 f"position='after' is for causal LMs, not task_type={_plain(self.task_type)!r}:"
                 " only there an answer follows the text; leave it out"
+            )
+
+        if self.pooling == "mean" and self.task_type not in (None, TaskType.SEQ_CLS):
+            raise ConfigError(
+                f"pooling='mean' is for classification heads, not"
+                f" task_type={_plain(self.task_type)!r}; leave it out"
             )
 
     def strategy(self) -> RoutingStrategy:

@@ -72,6 +72,7 @@ def created(
             seed=config.seed,
             scope=_scope(config, predicts_next=backbone.predicts_next, model=model),
             position=config.position,
+            pooling=config.pooling,
             network=network,
             penalties=config.penalties(),
             awaited=low_cpu_mem_usage or config.awaits_values,

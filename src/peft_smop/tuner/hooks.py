@@ -4,8 +4,9 @@
            ├─ after_model:  in training, the routing's own losses join the model's
            └─ backbone ─┬─ before_backbone: ids → embeddings → [padding; prompt; tokens]
                         │                   with mask, positions and token types
-                        ├─ before_pooler:   BERT pools inside the backbone: the prompt dropped
-                        └─ after_backbone:  the prompt dropped, where no decoder follows
+                        ├─ before_pooler:   BERT pools inside the backbone: the prompt dropped,
+                        │                   or the mean in the first token's place
+                        └─ after_backbone:  the same, where no decoder follows
               decoder ──── before_decoder:  the encoder's mask grows with its states
               heads ────── by rows:         every row its own adapter's
 
@@ -31,6 +32,8 @@ from peft_smop.tuner.inputs import continued, encoder_mask, spliced
 from peft_smop.tuner.judging import posterior_of
 from peft_smop.tuner.layer import SMoPLayer
 from peft_smop.tuner.objective import with_terms
+from peft_smop.tuner.pooling import with_means
+from peft_smop.tuner.splice import Layout
 from peft_smop.tuner.texts import Halves
 
 
@@ -177,7 +180,7 @@ class PromptHooks:
             self.layer[name].check_arrived(name)
         if x is None:
             x = module.get_input_embeddings()(tokens)
-        call.as_tuple = given.get("return_dict") is False
+        call.as_tuple, call.mask = given.get("return_dict") is False, given.get("attention_mask")
         if self._drops and call.as_tuple:
             given["return_dict"] = True  # states are dropped by name, not by place
         return (), spliced(self.layer, self.backbone, call, given, rows, x, labels)
@@ -200,8 +203,9 @@ class PromptHooks:
                 admission.fill(output, call.rows, layout)
             return output
         if not hasattr(output, "get"):
-            return (layout.drop(output[0]), *output[1:])
-        output["last_hidden_state"] = layout.drop(output["last_hidden_state"])
+            return (self._handed_out(call, layout, output[0]), *output[1:])
+        states = output["last_hidden_state"]
+        output["last_hidden_state"] = self._handed_out(call, layout, states)
         cache = cache_of(output)
         if cache is not None and call.rows is not None:
             admission.fill(cache, call.rows, layout)
@@ -211,15 +215,21 @@ class PromptHooks:
             output["router_logits"] = tuple(layout.drop_flat(x) for x in output["router_logits"])
         return output.to_tuple() if call.as_tuple else output
 
+    def _handed_out(self, call: PromptCall, layout: Layout, states: Tensor) -> Tensor:
+        """The tokens' states, as a head is to read them."""
+        assert call.rows is not None
+        is_mean = self.layer.means(call.rows, states.device)
+        return with_means(layout.drop(states), call.mask, is_mean)
+
     def before_pooler(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Pool the first token, not the first virtual token."""
+        """Pool the first token, not the first virtual token; or the mean."""
         call = current(self.layer, PromptCall)
-        if call is None or call.layout is None:
+        if call is None or not isinstance(call.layout, Layout):
             return None
         if args[0].dim() == 2:  # ALBERT and BigBird hand on what they take for the first token
             assert call.states is not None
-            return (call.layout.drop(call.states)[:, 0], *args[1:])
-        return (call.layout.drop(args[0]), *args[1:])
+            return (self._handed_out(call, call.layout, call.states)[:, 0], *args[1:])
+        return (self._handed_out(call, call.layout, args[0]), *args[1:])
 
     def after_encoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Keep the states that a pooler is handed only a part of."""

@@ -22,6 +22,7 @@ from torch.optim.optimizer import (
 from peft_smop.errors import CheckpointError, ConfigError
 from peft_smop.rows import RowAdapters, on_device
 from peft_smop.tuner.losses import Penalties
+from peft_smop.tuner.pooling import Pooling
 from peft_smop.tuner.posterior import FASTEST_USE, ROWS_OF_USE
 from peft_smop.tuner.routing import RoutingStrategy
 from peft_smop.tuner.scope import Scope
@@ -65,6 +66,7 @@ class Adapter(nn.Module):
         seed: of the noise.
         scope: which tokens of a row the router reads.
         position: where the prompts stand.
+        pooling: what a classification head reads.
         network: the prompts' parameterisation; None: they are stored themselves.
         penalties: losses on the routing.
         awaited: whether the values are still to be loaded.
@@ -81,6 +83,7 @@ class Adapter(nn.Module):
         seed: int,
         scope: Scope = "input",
         position: Position = "before",
+        pooling: Pooling = "own",
         network: nn.Module | None = None,
         penalties: Penalties | None = None,
         awaited: bool = False,
@@ -111,6 +114,7 @@ class Adapter(nn.Module):
         self.strategy = strategy
         self.scope = scope
         self.position: Position = position
+        self.pooling: Pooling = pooling
         self.penalties = penalties or Penalties()
         self.awaited = awaited or self.prompts.is_meta
         _ADAPTERS.add(self)
@@ -379,6 +383,13 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
             is_behind=by_row(behind, False) if any(behind) else None,
             all_behind=self.all_behind(rows.names),
         )
+
+    def means(self, rows: RowAdapters, device: torch.device) -> Bool[Tensor, "b"] | bool:
+        """Of which rows a head reads the mean of states; True, False: of all, of none."""
+        own = [self[name].pooling == "mean" for name in rows.names]
+        if rows.of_row is None or not any(own):
+            return any(own)
+        return on_device([i >= 0 and own[i] for i in rows.of_row], device)
 
     def rows_are_independent(self, names: Iterable[str]) -> bool:
         """Whether no row of these adapters, and no training loss on it, sees other rows."""

@@ -28,7 +28,7 @@ from peft_smop.tuner.passes import prompt_losses
 from peft_smop.tuner.routes import Routes
 from peft_smop.tuner.saved import loaded_keys, saved_key
 from peft_smop.tuner.texts import KeptTexts
-from peft_smop.tuner.verification import check_verified
+from peft_smop.tuner.verification import check_reads_first, check_verified
 
 CHILD = "smop"
 """The one module added to a model. PEFT skips modules whose name contains the method's prefix,
@@ -316,6 +316,8 @@ class SMoPModel(RowTuner):
         assert isinstance(config, SMoPConfig)
         layer = getattr(model, CHILD, None)
         backbone = layer.hooks.backbone if isinstance(layer, SMoPLayer) else Backbone.of(model)
+        if config.pooling == "mean":
+            check_reads_first(model, backbone, layer if isinstance(layer, SMoPLayer) else None)
         adapter = created(model, backbone, config, low_cpu_mem_usage=low_cpu_mem_usage)
         if not isinstance(layer, SMoPLayer):
             if not config.unverified:

@@ -53,6 +53,8 @@ def settings_of(config: SMoPConfig, strategy: RoutingStrategy) -> int:
     rest: tuple[object, ...] = (config.parameterisation, config.router_scope)
     if config.position != "before":
         rest = (*rest, config.position)
+    if config.pooling != "own":
+        rest = (*rest, config.pooling)
     return zlib.crc32(repr((config.routing, sorted(said.items()), *rest)).encode())
 
 
