@@ -70,7 +70,9 @@ def test_an_encoder_s_graph_says_which_prompt_answered(encoder):
     assert_close(found["prompt_probability"], routes.probabilities[:, 0])
 
 
-@pytest.mark.parametrize("options", [{"routing": "single"}, {"routing": "linear", "top_k": 2}])
+@pytest.mark.parametrize(
+    "options", [{"routing": "single"}, {"routing": "linear", "top_k": 2}, {"pooling": "mean"}]
+)
 def test_an_encoder_s_graph_says_what_the_model_says(saved_models, tmp_path, options):
     adapter = save(saved_models["bert"], tmp_path / "a", **options)
     manifest = export(adapter, tmp_path / "out", format="onnx")

@@ -128,6 +128,7 @@ REFUSED = {
         "rank=21 exceeds the 20 virtual tokens of all prompts; lower rank",
     ),
     "no rank": ({"parameterisation": "low-rank", "rank": 0}, "rank=0 must be at least 1"),
+    "a mean for no head": ({"pooling": "mean"}, "pooling='mean' is for classification heads, not"),
     "no hidden unit": (
         {"parameterisation": "residual", "hidden_size": 0},
         "hidden_size=0 must be at least 1",
@@ -149,6 +150,7 @@ WRONGLY_TYPED = {
     "router_scope": ("contxt", "unknown router_scope 'contxt'; did you mean context"),
     " routing": ("liner", "unknown routing 'liner'; did you mean linear"),
     "  routing": ("quantum", "unknown routing 'quantum'; known: fixed, gumbel"),
+    "pooling": ("max", "unknown pooling 'max'"),
     " init": ("vocabulry", "unknown init 'vocabulry'; did you mean vocabulary"),
     " parameterisation": ("residul", "unknown parameterisation 'residul'; did you mean residual"),
     " position": ("behind", "unknown position 'behind'"),

@@ -68,7 +68,8 @@ def begin(spec: RunSpec, directory: RunDirectory, *, resume: bool, overwrite: bo
         spec = _taken_up(spec, directory)
     prepared = prepare(spec)
     exact = prepared.backbone.model.dtype == torch.float32
-    spec = spec.model_copy(update={"loaded_in": "fp32" if exact else "bf16"})
+    loaded = {"loaded_in": "fp32" if exact else "bf16", "pooled": prepared.pooling}
+    spec = spec.model_copy(update=loaded)
     # only now: an earlier result outlives a mistake in the new run's data or options
     if overwrite:
         directory.clear()
@@ -149,6 +150,8 @@ def check_same_data(task: Task, split: Split, directory: RunDirectory) -> None:
 def _taken_up(spec: RunSpec, directory: RunDirectory) -> RunSpec:
     """The specification with which a run goes on."""
     before = RunSpec.load(directory.spec)
+    # versions that do not say it knew no other
+    before = before.model_copy(update={"pooled": before.pooled or "own"})
     if not directory.is_finished or not _lengthened(before, spec):
         check_same(before, spec, directory.spec)
         return spec.model_copy(update={key: getattr(before, key) for key in HISTORY})
@@ -165,7 +168,8 @@ def _taken_up(spec: RunSpec, directory: RunDirectory) -> RunSpec:
             " from; start again with --overwrite"
         )
     continued_at = (*before.continued_at, training.steps)
-    return spec.model_copy(update={"continued_at": continued_at, "loaded_in": before.loaded_in})
+    kept = {key: getattr(before, key) for key in HISTORY}
+    return spec.model_copy(update=kept | {"continued_at": continued_at})
 
 
 def _lengthened(before: RunSpec, now: RunSpec) -> bool:

@@ -83,7 +83,8 @@ def finish(begun: Begun, fitted: Fit, console: Console, *, packed: int = 1) -> R
     result = RunResult(
         task=prepared.task.name,
         model=spec.model,
-        method=spec.method.model_dump(mode="json"),
+        method=spec.method.model_dump(mode="json")
+        | ({"pooling": "mean"} if spec.pooled == "mean" else {}),
         seed=spec.seed,
         test=score_of(evaluation),
         validation=Chosen(score=fitted.best_score, examples=len(prepared.split.validation)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from peft import TaskType
@@ -18,6 +19,7 @@ from peft_smop.methods import (
     build,
     configure,
     load_backbone,
+    method_of,
     virtual_tokens,
 )
 from peft_smop.scoring import (
@@ -36,6 +38,8 @@ class Prepared:
     train: Sequence[Example]
     """The split's training examples, or as many of them as were asked for."""
     backbone: LoadedBackbone
+    pooling: Literal["own", "mean"]
+    """What a classification head reads."""
     model: nn.Module
     formulation: Formulation
 
@@ -60,6 +64,7 @@ def prepare(spec: RunSpec) -> Prepared:
     )
     formulation = put(task, backbone, spec)
     formulation.populations = populations
+    pooling = pooling_of(spec, backbone)
     setting = Setting(
         TaskType(backbone.task_type),
         task.verbalizers,
@@ -67,9 +72,22 @@ def prepare(spec: RunSpec) -> Prepared:
         spec.seed,
         steps=spec.training.planned_steps(len(train)),
         populations=len(populations),
+        pooling=pooling,
     )
     model = build(backbone.model, spec.method, setting)
-    return Prepared(task, split, train, backbone, model, formulation)
+    return Prepared(task, split, train, backbone, pooling, model, formulation)
+
+
+def pooling_of(spec: RunSpec, backbone: LoadedBackbone) -> Literal["own", "mean"]:
+    """What a classification head reads: as was asked for, or once was, or by the recipe.
+
+    Of methods that change weights, what `[CLS]` gathers changes with them.
+    """
+    asked = spec.method.pooling or spec.pooled
+    if asked is not None:
+        return asked
+    takes_it = "pooling" in method_of(spec.method).options
+    return backbone.pooling if takes_it and spec.training.recipe == "default" else "own"
 
 
 def load_task_of(spec: RunSpec) -> tuple[Task, Split]:

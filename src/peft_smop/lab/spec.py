@@ -17,7 +17,7 @@ from peft_smop.results import read_text, write_whole
 from peft_smop.tasks.reading import shown
 from peft_smop.training import TrainingOptions
 
-HISTORY = {"continued_at", "loaded_in"}
+HISTORY = {"continued_at", "loaded_in", "pooled"}
 """Fields that say how a run came to be, and not what was asked for."""
 
 
@@ -39,6 +39,9 @@ class RunSpec(BaseModel):
     )
     loaded_in: Literal["fp32", "bf16"] | None = Field(
         default=None, description="the backbone's precision, once it was loaded"
+    )
+    pooled: Literal["own", "mean"] | None = Field(
+        default=None, description="what its classification head reads, once it was loaded"
     )
 
     @property

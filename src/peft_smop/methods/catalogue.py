@@ -63,6 +63,8 @@ class Setting:
     """How many steps training is planned to take, for what is annealed."""
     populations: int | None = None
     """How many sub-populations the task names, for what is told them; None: none yet known."""
+    pooling: Literal["own", "mean"] = "own"
+    """What a classification head reads under prompts, where they do not say it themselves."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Method:
 
 
 def _smop(given: Mapping[str, Any], setting: Setting) -> PeftConfig:
-    options = dict(given)
+    options = {"pooling": setting.pooling, **given}
     if options.get("init") == "labels":
         options["init_labels"] = list(setting.verbalizers)
     if "final_temperature" in options:

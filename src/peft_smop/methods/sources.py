@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import struct
@@ -10,12 +11,13 @@ import tempfile
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
 
 from peft_smop.embedded import MODEL_DIR, MODEL_NAME
 from peft_smop.errors import CheckpointError, unknown
@@ -34,6 +36,8 @@ UNREADABLE = (
 """What the libraries that read models raise where a file is damaged."""
 UNPACKED = Path(HF_HOME) / "peft-smop" / "gguf"
 """Where GGUF files are kept as directories, by their content."""
+POOLING = "1_Pooling/config.json"
+"""Where a sentence transformer says by what a text's states become one."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,22 @@ class Source:
         """
         gguf = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
         return {"trust_remote_code": self.trust_remote_code, **gguf}
+
+
+def declared_pooling(source: Source) -> Literal["own", "mean"]:
+    """What a sentence transformer was trained to be read by; "own" where nothing is said.
+
+    Args:
+        source: an encoder.
+    """
+    try:
+        path = cached_file(source.location, POOLING)
+        said = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "own"  # most models have none
+    modes = said if isinstance(said, dict) else {}
+    asked = [key for key, value in modes.items() if key.startswith("pooling_mode_") and value]
+    return "mean" if asked == ["pooling_mode_mean_tokens"] else "own"
 
 
 def unpacked(source: Source) -> Source:
