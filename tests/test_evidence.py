@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attention
 import piles
 import pytest
 import recording
 import tables
 import torch
 
-from peft_smop.errors import RunError
+from peft_smop.errors import ConfigError, RunError
 from peft_smop.lab import RunSpec, run
 from peft_smop.tasks import load_task
 
@@ -202,6 +203,29 @@ def test_a_task_in_a_row_is_what_took_as_many_steps_by_the_default_recipe():
     }
 
 
+def test_what_a_head_reads_has_rows_of_its_own():
+    """Methods that change weights leave a head as it is, and stand in both."""
+    own = {"options": {"pooling": "own"}}
+    record = recorded(
+        told_run(0, [0, 0, 1, 1]),
+        told_run(0, [0, 0, 1, 0], **own),
+        told_run(0, [0, 0, 0, 0], name="single l=20", **own),
+        told_run(0, [1, 0, 1, 1], name="lora r=8"),
+    )
+    head, _, *rows = tables.summary([{**record, "task": "toy", "model": "tiny"}]).splitlines()
+    found = [dict(zip(head.split(" | "), row.split(" | "), strict=True)) for row in rows]
+    assert [row["| task, backbone"] for row in found] == [
+        "| `toy`, tiny",
+        "| `toy`, tiny, first token",
+    ]
+    assert [row["one prompt, l=5"] for row in found] == ["100.0 (1)", "75.0 (1)"]
+    assert [row["one prompt, l=20"] for row in found] == ["", "50.0 (1)"]
+    assert [row["LoRA, r=8"] for row in found] == ["75.0 (1)", "75.0 (1)"]
+    each = tables.table(record)
+    assert "single l=5, first token | 0.02" in each
+    assert tables.table(record, by_default=False) == ""
+
+
 def test_twice_the_steps_of_one_prompt_are_held_against_the_mixture():
     mixture = {"name": "smop k=4 l=5 routing=posterior", "load": [0.5, 0.5]}
     record = recorded(
@@ -225,27 +249,29 @@ def test_what_was_tried_with_one_prompt_is_told_by_rate_and_dropout():
         told_run(1, None, validation=50.0, recipe="paper", rate=0.5),
         told_run(0, None, rate=0.08, options={"schedule": "cosine"}),
         told_run(0, None, validation=90.0, options={"max_length": 8}),
+        told_run(0, None, validation=40.0, rate=0.08, options={"pooling": "own"}),
         told_run(0, None, name="single l=20"),
     )
     head = {"task": "toy", "model": "minilm-l6"}
     said = "| toy, minilm-l6, 50.0 | single l=5 | 1,000, 250, 16 "
     assert tables.recipes([{**recorded(*tried), **head}]).splitlines()[2:] == [
-        f"{said}| 0.08 | off |  | default | 0: 70.0, 1: 72.0 | 71.0 |",
-        f"{said}| 0.08 | off | cosine |  | 0: 50.0 | 50.0 |",
-        f"{said}| 0.08 | on |  |  | 0: 60.0 | 60.0 |",
-        f"{said}| 0.5 | on |  | paper | 1: 50.0 | 50.0 |",
+        f"{said}| 0.08 | off | mean |  | default | 0: 70.0, 1: 72.0 | 71.0 |",
+        f"{said}| 0.08 | off | mean | cosine |  | 0: 50.0 | 50.0 |",
+        f"{said}| 0.08 | off | first token |  |  | 0: 40.0 | 40.0 |",
+        f"{said}| 0.08 | on | mean |  |  | 0: 60.0 | 60.0 |",
+        f"{said}| 0.5 | on | first token |  | paper | 1: 50.0 | 50.0 |",
     ]
     # of an unknown backbone no rate is the default
     head, unknown = {**head, "model": "other"}, said.replace("minilm-l6", "other")
-    assert f"{unknown}| 0.08 | off |  |  |" in tables.recipes([{**recorded(*tried), **head}])
+    assert f"{unknown}| 0.08 | off |  |  |  |" in tables.recipes([{**recorded(*tried), **head}])
     # what drops nothing by itself has one row for each rate
     head, said = {**head, "model": "smollm2-135m"}, said.replace("minilm-l6", "smollm2-135m")
     assert tables.recipes([{**recorded(*tried[2:4], told_run(0, None)), **head}]).splitlines()[
         2:
     ] == [
-        f"{said}| 0.02 | none |  |  | 0: 50.0 | 50.0 |",
-        f"{said}| 0.08 | none |  |  | 0: 60.0 | 60.0 |",
-        f"{said}| 0.5 | none |  | paper | 1: 50.0 | 50.0 |",
+        f"{said}| 0.02 | none |  |  |  | 0: 50.0 | 50.0 |",
+        f"{said}| 0.08 | none |  |  |  | 0: 60.0 | 60.0 |",
+        f"{said}| 0.5 | none |  |  | paper | 1: 50.0 | 50.0 |",
     ]
 
 
@@ -370,3 +396,25 @@ def test_unlike_runs_are_rows_of_their_own_and_the_reference_took_as_many_steps(
     assert any(
         row.split(" | ")[2] == "100, 250, 16" and "+50.0" in row for row in rows if "l=50" in row
     )
+
+
+def test_where_the_first_token_looks_is_divided_between_four():
+    """Two rows, one head: a prompt of one, then the first token, a text, its end, and padding."""
+    given = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.0], [0.5, 0.1, 0.1, 0.1, 0.2]])
+    attention_ = torch.zeros(2, 1, 5, 5)
+    attention_[:, 0, 1] = given
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    found = attention.shares(attention_, mask, 1)
+    assert found == pytest.approx([0.15, 0.3, 0.25, 0.3])
+
+
+def test_of_a_decoder_there_is_no_first_token_to_follow(toy_task, saved_models, tmp_path):
+    for kind, method in (("llama", "single"), ("bert", "lora")):
+        wanted = {"max_steps": 1}
+        content = {"task": str(toy_task), "model": saved_models[kind], "training": wanted}
+        run(RunSpec.of({**content, "method": {"name": method}}), tmp_path / kind)
+        with pytest.raises(ConfigError, match="has no prompts before an encoder"):
+            attention.table(tmp_path / kind)
+    content |= {"method": {"name": "single"}}
+    run(RunSpec.of(content), tmp_path / "prompts")
+    assert len(attention.table(tmp_path / "prompts").splitlines()) == 2 + 2

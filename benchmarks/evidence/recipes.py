@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from statistics import mean
 from typing import NamedTuple
 
-from recording import BACKBONES, Record, Run, has_dropout, identity
+from recording import BACKBONES, Record, Run, has_dropout, identity, meant_pooling
 
 from peft_smop.names import DESCRIBED, PROMPT_SPREADS
 from peft_smop.training import absolute_rate
 
-OF_RECIPES = {"dropout", "optimizer", "schedule"}
+OF_RECIPES = {"dropout", "optimizer", "pooling", "schedule"}
 """Options by which trainings of one prompt are held against each other."""
 
 
@@ -23,6 +23,7 @@ class Trial(NamedTuple):
     batch: int
     rate: float
     drops: bool
+    pooling: str
     otherwise: str
     """Than the recipe: optimizer, schedule, precision."""
 
@@ -43,19 +44,22 @@ def recipes(records: Iterable[Record]) -> str:
             if len(found) > 1:
                 rows += _tried(record["model"], f"{said} | {name}", found)
     head = (
-        "| task, backbone, majority | method | steps, every, of | rate | dropout | otherwise |"
+        "| task, backbone, majority | method | steps, every, of | rate | dropout | head reads |"
+        " otherwise |"
         " recipe | validation, by seed | mean |"
-        "\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        "\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     return "\n".join([head, *rows])
 
 
 def _trial(model: str, run: Run) -> Trial:
     drops = has_dropout(model) and _drops(run)
-    told = [str(value) for name, value in run["options"].items() if name != "dropout"]
+    pooling = run["options"].get("pooling", meant_pooling(model, run["name"], run["recipe"]))
+    resolved = {"dropout", "pooling"}
+    told = [str(value) for name, value in run["options"].items() if name not in resolved]
     told += ["bf16"] if run["precision"] == "bfloat16" else []
     numbers = (run["steps"], run["evaluated_every"], run["batch"], run["rate"])
-    return Trial(*numbers, drops, ", ".join(told))
+    return Trial(*numbers, drops, pooling, ", ".join(told))
 
 
 def _tried(model: str, said: str, found: Mapping[Trial, Mapping[int, Run]]) -> Iterator[str]:
@@ -63,14 +67,19 @@ def _tried(model: str, said: str, found: Mapping[Trial, Mapping[int, Run]]) -> I
     for trial, runs in sorted(found.items()):
         dropout = ("on" if trial.drops else "off") if has_dropout(model) else "none"
         of_recipe = trial.otherwise in ("", "bf16")
-        is_paper = of_recipe and trial.rate == 0.5 and dropout != "off"
-        is_default = of_recipe and trial.rate == usual and not trial.drops
+        is_paper = of_recipe and trial.rate == 0.5 and dropout != "off" and trial.pooling == "own"
+        by_default = meant_pooling(model, "single", "default")
+        is_default = (
+            of_recipe and trial.rate == usual and not trial.drops and trial.pooling == by_default
+        )
+        has_choice = by_default != "own"
         each = {seed: runs[seed]["validation"] for seed in sorted(runs)}
         cells = (
             said,
             f"{trial.steps:,}, {trial.evaluated_every}, {trial.batch}",
             f"{trial.rate:g}",
             dropout,
+            {"own": "first token", "mean": "mean"}[trial.pooling] if has_choice else "",
             trial.otherwise,
             ", ".join(["paper"] * is_paper + ["default"] * is_default),
             ", ".join(f"{seed}: {score:.1f}" for seed, score in each.items()),

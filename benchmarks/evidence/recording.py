@@ -38,11 +38,13 @@ class Backbone(NamedTuple):
     """The standard deviation of its embeddings."""
     drops: bool
     """Whether it has dropout of its own."""
+    pooling: str = "own"
+    """What it says that a text is read by."""
 
 
 BACKBONES = {
     "embedded": Backbone(1.3253, drops=False),
-    "minilm-l6": Backbone(0.0537, drops=True),
+    "minilm-l6": Backbone(0.0537, drops=True, pooling="mean"),
     "smollm2-135m": Backbone(0.136, drops=False),
 }
 
@@ -60,6 +62,19 @@ def has_dropout(model: str) -> bool:
     return model not in BACKBONES or BACKBONES[model].drops
 
 
+def meant_pooling(model: str, name: str, recipe: str) -> str:
+    """What a head reads by a recipe.
+
+    Args:
+        model: a backbone.
+        name: of a method; those that change weights leave a head as it is.
+        recipe: by which it is trained.
+    """
+    said = BACKBONES[model].pooling if model in BACKBONES else "own"
+    takes_it = "pooling" in DESCRIBED[name.split()[0]].options
+    return said if takes_it and recipe == "default" else "own"
+
+
 def run_of(path: Path) -> tuple[Run, Record]:
     """A finished run, every file of which is as it was written, and the record it belongs to."""
     directory = RunDirectory(path)
@@ -70,9 +85,11 @@ def run_of(path: Path) -> tuple[Run, Record]:
     drops = training.get("dropout", True)
     meant = DESCRIBED[result.method["name"]].drops(result.training.recipe)
     model = Path(result.model).name
+    reads = spec.get("pooled") or spec["method"].get("pooling") or "own"
+    read = meant_pooling(model, result.method["name"], result.training.recipe)
     outcomes = {example: pair for (_, example), pair in sorted(outcomes_of([path]).items())}
     run = {
-        "name": label_of(key_of(result.method)),
+        "name": label_of(key_of({k: v for k, v in result.method.items() if k != "pooling"})),
         "recipe": result.training.recipe,
         "options": {
             name: value
@@ -81,6 +98,7 @@ def run_of(path: Path) -> tuple[Run, Record]:
         }
         | {name: spec[name] for name in OF_DATA if spec.get(name) not in (None, [], ())}
         | ({"dropout": drops} if drops != meant and has_dropout(model) else {})
+        | ({"pooling": reads} if reads != read else {})
         | ({"cpu": "any"} if result.environment["device"] == ANY_CPU else {}),
         "precision": result.environment.get("precision", "float32"),
         "rate": result.training.learning_rate,

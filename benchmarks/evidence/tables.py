@@ -23,6 +23,7 @@ from recipes import recipes
 from recording import RECORDS, TOLD_APART, Record, Run, again, collect, read
 
 from peft_smop.errors import SMoPError
+from peft_smop.names import DESCRIBED
 from peft_smop.report import Difference, paired_bootstrap
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
@@ -81,20 +82,32 @@ def summary(records: Iterable[Record]) -> str:
     rows = []
     for record in records:
         usual = sorted((runs for runs, _ in groups(record) if _is_default(runs[0])), key=len)
-        first = next((runs for runs in reversed(usual) if _is_reference(runs[0])), None)
-        if first is None:
-            continue
-        found = {_placeless(runs[0]): runs for runs in usual if _terms(runs[0]) == _terms(first[0])}
-        mixture = found.get(MIXTURE)
-        cells = [
-            f"`{record['task']}`, {record['model']}{_short(first[0])}",
-            f"{first[0]['steps']}",
-            *(_mean(found.get(name, ())) for name in SIDE_BY_SIDE.values()),
-            *(_apart(record, found.get(name), mixture) for name in AGAINST.values()),
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
+        for reads in (None, "own"):
+            firsts = [runs for runs in usual if _is_reference(runs[0]) and _reads(runs[0]) == reads]
+            if firsts:
+                rows.append(_side_by_side(record, firsts[-1], usual))
     head = ["task, backbone", "steps", *SIDE_BY_SIDE, *(f"mixture less {name}" for name in AGAINST)]
     return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *rows])
+
+
+def _side_by_side(record: Record, first: list[Run], usual: Sequence[list[Run]]) -> str:
+    """A task's methods in a row, as far as they share the terms of its first."""
+    terms = _terms(first[0])
+    # what a head reads is no option of methods that change weights
+    shared = {terms, (*terms[:-1], None)} if terms[-1] else {terms}
+    found = {
+        _placeless(runs[0]): runs
+        for runs in usual
+        if _terms(runs[0]) == terms or (_terms(runs[0]) in shared and not _takes_pooling(runs[0]))
+    }
+    mixture = found.get(MIXTURE)
+    cells = [
+        f"`{record['task']}`, {record['model']}{_short(first[0])}{_of_head(first[0])}",
+        f"{first[0]['steps']}",
+        *(_mean(found.get(name, ())) for name in SIDE_BY_SIDE.values()),
+        *(_apart(record, found.get(name), mixture) for name in AGAINST.values()),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def equal_time(records: Iterable[Record]) -> str:
@@ -107,11 +120,12 @@ def equal_time(records: Iterable[Record]) -> str:
     for record in records:
         usual = [runs for runs, _ in groups(record) if _is_default(runs[0])]
         found = {(_placeless(runs[0]), _terms(runs[0])): runs for runs in usual}
-        for (name, (steps, *rest)), mixture in found.items():
+        for (name, (_, *rest)), mixture in found.items():
+            steps = mixture[0]["steps"]
             one = found.get((REFERENCE, (2 * steps, *rest)))
             if name == MIXTURE and one is not None:
                 cells = [
-                    f"`{record['task']}`, {record['model']}{_short(one[0])}",
+                    f"`{record['task']}`, {record['model']}{_short(one[0])}{_of_head(one[0])}",
                     f"{_mean(mixture)}, {steps:,}",
                     f"{_mean(one)}, {2 * steps:,}",
                     _apart(record, one, mixture),
@@ -146,7 +160,22 @@ def _placeless(run: Run) -> str:
 
 
 def _is_default(run: Run) -> bool:
-    return run["recipe"] == "default" and not run["options"]
+    return run["recipe"] == "default" and run["options"].keys() <= {"pooling"}
+
+
+def _reads(run: Run) -> str | None:
+    """What the head was told to read against the recipe."""
+    reads: str | None = run["options"].get("pooling")
+    return reads
+
+
+def _takes_pooling(run: Run) -> bool:
+    return "pooling" in DESCRIBED[run["name"].split()[0]].options
+
+
+def _of_head(run: Run) -> str:
+    """That a head read the first token, where the recipe has it read the mean."""
+    return ", first token" if _reads(run) == "own" else ""
 
 
 def _order(run: Run) -> tuple[bool, str, bool, str, int]:
@@ -154,13 +183,13 @@ def _order(run: Run) -> tuple[bool, str, bool, str, int]:
     return not _is_reference(run), run["name"], run["recipe"] != "default", said, run["steps"]
 
 
-def _terms(run: Run) -> tuple[int, str, str | None]:
+def _terms(run: Run) -> tuple[int | str | None, ...]:
     """What a run and the one it is held against should share."""
-    return run["steps"], run["precision"], run["options"].get("cpu")
+    return run["steps"], run["precision"], run["options"].get("cpu"), _reads(run)
 
 
 def _is_reference(run: Run) -> bool:
-    is_usual = run["recipe"] == "default" and run["options"].keys() <= {"cpu"}
+    is_usual = run["recipe"] == "default" and run["options"].keys() <= {"cpu", "pooling"}
     return _placeless(run) == REFERENCE and is_usual
 
 
@@ -228,7 +257,8 @@ def hours(record: Record) -> float:
 def _row(runs: Sequence[Run], rates: int, apart: Difference | None) -> str:
     first = runs[0]
     test = [run["test"] for run in runs]
-    options = "".join(f" {name}={value}" for name, value in first["options"].items())
+    said = {name: value for name, value in first["options"].items() if name != "pooling"}
+    options = "".join(f" {name}={value}" for name, value in said.items()) + _of_head(first)
     recipe = "" if first["recipe"] == "default" else f", recipe {first['recipe']}"
     recipe += _short(first)
     cells = [

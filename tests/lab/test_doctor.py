@@ -33,6 +33,7 @@ GOOD = Signs(
     routing="linear",
     load=(0.4, 0.3, 0.2, 0.1),
     regret=None,
+    is_misread=False,
 )
 
 
@@ -47,6 +48,7 @@ def test_of_a_good_run_nothing_is_said():
 @pytest.mark.parametrize(
     ("spoiled", "cause"),
     [
+        ({"is_misread": True}, "the head reads the wrong state"),
         (
             {"scale": PromptScale(1.0, 60.0, 60.0), "learning_rate": 50.0},
             "the learning rate is too high",

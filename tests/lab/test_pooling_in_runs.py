@@ -10,7 +10,7 @@ import yaml
 from killed import killed_and_resumed
 
 from peft_smop.errors import ConfigError
-from peft_smop.lab import RunSpec, load_trained, run
+from peft_smop.lab import RunSpec, load_trained, run, signs_of
 from peft_smop.methods.sources import POOLING, Source, declared_pooling
 from peft_smop.scoring import predict
 from peft_smop.tasks import load_task
@@ -121,3 +121,19 @@ def test_a_run_of_a_version_that_read_the_first_token_goes_on_so(
 def test_what_has_no_such_head_is_refused(toy_task, saved_models, tmp_path, kind):
     with pytest.raises(ConfigError, match="pooling='mean' is for"):
         run(spec(toy_task, saved_models[kind], pooling="mean"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"recipe": "paper"}, True),
+        ({}, False),
+        ({"pooling": "own"}, False),  # who says so knows
+        ({"method": "lora"}, False),
+    ],
+)
+def test_the_doctor_sees_a_head_that_reads_the_wrong_state(
+    toy_task, sentences, tmp_path, options, expected
+):
+    run(spec(toy_task, sentences, max_steps=2, **options), tmp_path / "run")
+    assert signs_of(tmp_path / "run").is_misread is expected

@@ -188,10 +188,23 @@ def _collapse(signs: Signs) -> Finding | None:
     return Finding("the router collapsed", seen, remedy)
 
 
+def _misread(signs: Signs) -> Finding | None:
+    """A first token that a frozen backbone gathers nothing in."""
+    if not signs.is_misread:
+        return None
+    return Finding(
+        "the head reads the wrong state",
+        "it reads the first token's, and the backbone says that it was trained to be read by the"
+        " mean of all",
+        "let it read the mean: --pooling mean",
+    )
+
+
 RULES: tuple[Callable[[Signs], Finding | None], ...] = (
     _inputs_cut,
     _start_out_of_scale,
     _rate,
+    _misread,
     _dropout,
     _too_few_steps,
     _collapse,

@@ -70,6 +70,8 @@ class Signs:
     load: tuple[float, ...]
     regret: float | None
     """What the best prompt of each row would add, in points, where a certificate tells."""
+    is_misread: bool
+    """Whether a head reads the first token of a backbone that was trained to be read otherwise."""
 
 
 def signs_of(path: Path) -> Signs:
@@ -140,6 +142,9 @@ def signs_of(path: Path) -> Signs:
         routing=routing,
         load=test.load,
         regret=None if result.routing is None else result.routing.regret.value,
+        is_misread=before is not None
+        and spec.method.pooling is None
+        and (prepared.pooling, prepared.backbone.pooling) == ("own", "mean"),
     )
 
 
