@@ -73,7 +73,9 @@ def run_name(spec: RunSpec, name: str) -> str:
         spec: the run.
         name: its method's, for people.
     """
-    content = json.dumps(spec.model_dump(mode="json", exclude=HISTORY), sort_keys=True).encode()
+    # what was not said is left out: a later version may have more options
+    asked = spec.model_dump(mode="json", exclude=HISTORY, exclude_none=True)
+    content = json.dumps(asked, sort_keys=True).encode()
     said = "-".join([Path(spec.task).stem, Path(spec.model).name, name])
     folder = "".join(c if c.isalnum() or c in "-=." else "_" for c in said)
     mark = hashlib.sha256(content).hexdigest()[:10]
