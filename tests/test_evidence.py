@@ -226,6 +226,21 @@ def test_what_a_head_reads_has_rows_of_its_own():
     assert tables.table(record, by_default=False) == ""
 
 
+def test_a_head_that_reads_the_mean_is_held_against_the_same_that_does_not():
+    own = {"options": {"pooling": "own"}}
+    record = recorded(
+        told_run(0, [0, 0, 1, 1]),
+        told_run(0, [0, 0, 0, 0], **own),
+        told_run(1, [0, 0, 1, 0], **own),
+        told_run(0, [0, 0, 1, 1], steps=500),
+        told_run(0, [1, 0, 1, 1], name="lora r=8"),
+    )
+    _, _, *rows = tables.heads([{**record, "task": "toy", "model": "tiny"}]).splitlines()
+    (row,) = rows
+    said = "| `toy`, tiny | single l=5 | 1,000 | 62.5 ± 17.7 (2) | 100.0 (1) | +50.0 ("
+    assert row.startswith(said)
+
+
 def test_twice_the_steps_of_one_prompt_are_held_against_the_mixture():
     mixture = {"name": "smop k=4 l=5 routing=posterior", "load": [0.5, 0.5]}
     record = recorded(

@@ -85,29 +85,28 @@ def summary(records: Iterable[Record]) -> str:
         for reads in (None, "own"):
             firsts = [runs for runs in usual if _is_reference(runs[0]) and _reads(runs[0]) == reads]
             if firsts:
-                rows.append(_side_by_side(record, firsts[-1], usual))
+                rows.append(_side_by_side(record, max(firsts, key=len), usual))
     head = ["task, backbone", "steps", *SIDE_BY_SIDE, *(f"mixture less {name}" for name in AGAINST)]
-    return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *rows])
+    return _markdown(head, rows)
 
 
-def _side_by_side(record: Record, first: list[Run], usual: Sequence[list[Run]]) -> str:
+def _side_by_side(record: Record, first: list[Run], usual: Sequence[list[Run]]) -> list[str]:
     """A task's methods in a row, as far as they share the terms of its first."""
-    terms = _terms(first[0])
-    # what a head reads is no option of methods that change weights
-    shared = {terms, (*terms[:-1], None)} if terms[-1] else {terms}
+    *terms, reads = _terms(first[0])
     found = {
         _placeless(runs[0]): runs
         for runs in usual
-        if _terms(runs[0]) == terms or (_terms(runs[0]) in shared and not _takes_pooling(runs[0]))
+        if [*_terms(runs[0])][:-1] == terms
+        # what a head reads is no option of methods that change weights
+        and (_reads(runs[0]) == reads or not _takes_pooling(runs[0]))
     }
     mixture = found.get(MIXTURE)
-    cells = [
+    return [
         f"`{record['task']}`, {record['model']}{_short(first[0])}{_of_head(first[0])}",
         f"{first[0]['steps']}",
         *(_mean(found.get(name, ())) for name in SIDE_BY_SIDE.values()),
         *(_apart(record, found.get(name), mixture) for name in AGAINST.values()),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def equal_time(records: Iterable[Record]) -> str:
@@ -130,8 +129,35 @@ def equal_time(records: Iterable[Record]) -> str:
                     f"{_mean(one)}, {2 * steps:,}",
                     _apart(record, one, mixture),
                 ]
-                rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *rows])
+                rows.append(cells)
+    return _markdown(head, rows)
+
+
+def heads(records: Iterable[Record]) -> str:
+    """Every method whose head read the mean, against the same whose head read the first token."""
+    columns = ["task, backbone", "method", "steps", "first token", "mean", "mean less first token"]
+    rows = []
+    for record in records:
+        usual = [runs for runs, _ in groups(record) if _is_default(runs[0])]
+        first = {(runs[0]["name"], _terms(runs[0])): runs for runs in usual}
+        for runs in usual:
+            own = first.get((runs[0]["name"], (*_terms(runs[0])[:-1], "own")))
+            if own is not None and _reads(runs[0]) is None:
+                cells = [
+                    f"`{record['task']}`, {record['model']}{_short(runs[0])}",
+                    runs[0]["name"],
+                    f"{runs[0]['steps']:,}",
+                    _mean(own),
+                    _mean(runs),
+                    _apart(record, own, runs),
+                ]
+                rows.append(cells)
+    return _markdown(columns, rows)
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], f"|{' --- |' * len(head)}", *lines[1:]])
 
 
 def _apart(record: Record, first: Sequence[Run] | None, other: Sequence[Run] | None) -> str:
@@ -239,6 +265,7 @@ def tables_of(records: Mapping[str, Record]) -> dict[str, str]:
         "summary": summary(records.values()),
         **{mark: text for name, one in records.items() for mark, text in _of(name, one).items()},
         "equal-time": equal_time(records.values()),
+        "heads": heads(records.values()),
         "recipes": recipes(records.values()),
     }
 
