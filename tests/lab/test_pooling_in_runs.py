@@ -11,7 +11,8 @@ from killed import killed_and_resumed
 
 from peft_smop.errors import ConfigError
 from peft_smop.lab import RunSpec, load_trained, run, signs_of
-from peft_smop.methods.sources import POOLING, Source, declared_pooling
+from peft_smop.methods import declared_pooling
+from peft_smop.methods.sources import POOLING
 from peft_smop.scoring import predict
 from peft_smop.tasks import load_task
 
@@ -56,7 +57,7 @@ def test_what_a_model_says_of_its_pooling(saved_models, tmp_path, said, expected
     if said is not None:
         (folder / POOLING).parent.mkdir()
         (folder / POOLING).write_text(said if isinstance(said, str) else json.dumps(said))
-    assert declared_pooling(Source.of(str(folder))) == expected
+    assert declared_pooling(str(folder)) == expected
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,7 @@ def test_what_has_no_such_head_is_refused(toy_task, saved_models, tmp_path, kind
         ({}, False),
         ({"pooling": "own"}, False),  # who says so knows
         ({"method": "lora"}, False),
+        ({"method": "prompt-tuning"}, False),
     ],
 )
 def test_the_doctor_sees_a_head_that_reads_the_wrong_state(
@@ -137,3 +139,12 @@ def test_the_doctor_sees_a_head_that_reads_the_wrong_state(
 ):
     run(spec(toy_task, sentences, max_steps=2, **options), tmp_path / "run")
     assert signs_of(tmp_path / "run").is_misread is expected
+
+
+def test_of_a_run_that_does_not_say_it_the_head_reads_the_first_token(
+    toy_task, sentences, tmp_path
+):
+    wanted = spec(toy_task, sentences)
+    wanted.save(tmp_path / "spec.yaml")
+    assert RunSpec.load(tmp_path / "spec.yaml").pooled is None
+    assert RunSpec.begun(tmp_path / "spec.yaml").pooled == "own"

@@ -1,5 +1,7 @@
 """A head on an encoder may read the mean of its text's states in place of the first token's."""
 
+import threading
+
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -23,7 +25,9 @@ from transformers import (
 
 from peft_smop import SMoPConfig
 from peft_smop.errors import CheckpointError, ConfigError
+from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.pooling import with_means
+from peft_smop.tuner.verification import _held
 from tiny import KINDS, VOCABULARY, adapted, alone, batch, decided, row
 
 CLOSE = {"rtol": 0, "atol": 2e-6}
@@ -206,3 +210,26 @@ def test_trying_a_head_draws_nothing_and_leaves_modes_and_gradients_alone():
     assert torch.equal(drawn, torch.rand(1))
     assert model.bert.training
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_mean_of_a_long_text_is_exact_in_half_precision():
+    """A sum of 600 ones is no number of bf16's, which has eight bits."""
+    states = torch.ones(1, 600, 1, dtype=torch.bfloat16)
+    assert with_means(states, None, True)[0, 0, 0] == 1
+
+
+def test_while_a_head_is_tried_other_threads_are_answered_as_ever():
+    model, made = KINDS["bert"].model(), batch(KINDS["bert"])
+    with torch.no_grad():
+        expected, found = model(**made).logits, []
+
+    @torch.inference_mode()
+    def asked():
+        found.append(model(**made).logits)
+
+    with _held(Backbone.of(model)) as held:
+        thread = threading.Thread(target=asked)
+        thread.start()
+        thread.join()
+        assert not held
+    assert torch.equal(found[0], expected)

@@ -94,7 +94,7 @@ def finished(spec: RunSpec, directory: RunDirectory) -> RunResult | None:
     """
     if not directory.is_finished:
         return None
-    before, spec = RunSpec.load(directory.spec), spec.resolved()
+    before, spec = RunSpec.begun(directory.spec), spec.resolved()
     result = directory.read_result()
     if _lengthened(before, spec):
         return None
@@ -149,9 +149,7 @@ def check_same_data(task: Task, split: Split, directory: RunDirectory) -> None:
 
 def _taken_up(spec: RunSpec, directory: RunDirectory) -> RunSpec:
     """The specification with which a run goes on."""
-    before = RunSpec.load(directory.spec)
-    # versions that do not say it knew no other
-    before = before.model_copy(update={"pooled": before.pooled or "own"})
+    before = RunSpec.begun(directory.spec)
     if not directory.is_finished or not _lengthened(before, spec):
         check_same(before, spec, directory.spec)
         return spec.model_copy(update={key: getattr(before, key) for key in HISTORY})

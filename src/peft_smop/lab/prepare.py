@@ -18,6 +18,7 @@ from peft_smop.methods import (
     Setting,
     build,
     configure,
+    declared_pooling,
     load_backbone,
     method_of,
     virtual_tokens,
@@ -64,7 +65,8 @@ def prepare(spec: RunSpec) -> Prepared:
     )
     formulation = put(task, backbone, spec)
     formulation.populations = populations
-    pooling = pooling_of(spec, backbone)
+    by_recipe = spec.training.recipe == "default"
+    pooling = spec.method.pooling or spec.pooled or (meant(spec, backbone) if by_recipe else "own")
     setting = Setting(
         TaskType(backbone.task_type),
         task.verbalizers,
@@ -78,16 +80,13 @@ def prepare(spec: RunSpec) -> Prepared:
     return Prepared(task, split, train, backbone, pooling, model, formulation)
 
 
-def pooling_of(spec: RunSpec, backbone: LoadedBackbone) -> Literal["own", "mean"]:
-    """What a classification head reads: as was asked for, or once was, or by the recipe.
+def meant(spec: RunSpec, backbone: LoadedBackbone) -> Literal["own", "mean"]:
+    """What a head under a run's prompts is to read, as the backbone's authors trained it.
 
     Of methods that change weights, what `[CLS]` gathers changes with them.
     """
-    asked = spec.method.pooling or spec.pooled
-    if asked is not None:
-        return asked
-    takes_it = "pooling" in method_of(spec.method).options
-    return backbone.pooling if takes_it and spec.training.recipe == "default" else "own"
+    takes_it = "pooling" in method_of(spec.method).options and backbone.task_type == "SEQ_CLS"
+    return declared_pooling(spec.model) if takes_it else "own"
 
 
 def load_task_of(spec: RunSpec) -> tuple[Task, Split]:

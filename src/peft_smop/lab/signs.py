@@ -13,7 +13,7 @@ from peft import PromptEmbedding
 from torch import Tensor, nn
 
 from peft_smop.errors import CheckpointError, RunError
-from peft_smop.lab.prepare import prepare
+from peft_smop.lab.prepare import meant, prepare
 from peft_smop.lab.trained import Trained, load_trained, part_of_task
 from peft_smop.scoring import Formulation
 from peft_smop.scoring.formulation import to_device, told
@@ -142,9 +142,8 @@ def signs_of(path: Path) -> Signs:
         routing=routing,
         load=test.load,
         regret=None if result.routing is None else result.routing.regret.value,
-        is_misread=before is not None
-        and spec.method.pooling is None
-        and (prepared.pooling, prepared.backbone.pooling) == ("own", "mean"),
+        is_misread=spec.method.pooling is None
+        and prepared.pooling != meant(spec, prepared.backbone),
     )
 
 

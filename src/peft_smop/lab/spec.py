@@ -99,6 +99,17 @@ class RunSpec(BaseModel):
         return cls.of(read_mapping(path), place=str(path), base=path.parent)
 
     @classmethod
+    def begun(cls, path: Path) -> RunSpec:
+        """Read the spec of a run that was begun, perhaps by an earlier version.
+
+        Raises:
+            SMoPError: as `load`.
+        """
+        spec = cls.load(path)
+        # those that do not say what a head read knew one thing
+        return spec.model_copy(update={"pooled": spec.pooled or "own"})
+
+    @classmethod
     def of(
         cls, content: dict[str, Any], *, place: str = "options", base: Path | None = None
     ) -> RunSpec:

@@ -61,7 +61,7 @@ def load_trained(
     if path.resolve() == around.adapter.resolve() and around.spec.is_file():
         directory = around  # the adapter within its run, which knows the rest
     if directory.spec.is_file():
-        spec = RunSpec.load(directory.spec)
+        spec = RunSpec.begun(directory.spec)
         adapter = directory.adapter
         if not directory.is_finished:
             raise directory.unfinished()

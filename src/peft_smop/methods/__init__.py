@@ -29,6 +29,7 @@ from peft_smop.methods.catalogue import (
     virtual_tokens,
 )
 from peft_smop.methods.shapes import SHAPES, is_shape_only, random_backbone
+from peft_smop.methods.sources import declared_pooling
 
 __all__ = [
     "METHODS",
@@ -44,6 +45,7 @@ __all__ = [
     "can_share",
     "check_adapter",
     "configure",
+    "declared_pooling",
     "default_device",
     "fold_head",
     "is_shape_only",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,13 +25,7 @@ from transformers.models.auto.modeling_auto import (
 
 from peft_smop.embedded import MODEL_NAME
 from peft_smop.errors import CheckpointError, ConfigError, unknown
-from peft_smop.methods.sources import (
-    UNREADABLE,
-    Source,
-    declared_pooling,
-    forget_quantization,
-    unpacked,
-)
+from peft_smop.methods.sources import UNREADABLE, Source, forget_quantization, unpacked
 from peft_smop.names import KNOWN_NAMES
 
 AUTO_CLASSES = {
@@ -52,8 +46,6 @@ class LoadedBackbone:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     task_type: str
-    pooling: Literal["own", "mean"] = "own"
-    """What a head on it should read where nothing else is said: as its authors trained it."""
 
 
 def task_type_of(config: PreTrainedConfig) -> str:
@@ -161,8 +153,7 @@ def load_backbone(
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    pooling = declared_pooling(source) if kind == "SEQ_CLS" else "own"
-    return LoadedBackbone(model.to(device), tokenizer, kind, pooling)
+    return LoadedBackbone(model.to(device), tokenizer, kind)
 
 
 def drop_nothing(model: PreTrainedModel) -> None:

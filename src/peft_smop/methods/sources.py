@@ -87,14 +87,14 @@ class Source:
         return {"trust_remote_code": self.trust_remote_code, **gguf}
 
 
-def declared_pooling(source: Source) -> Literal["own", "mean"]:
+def declared_pooling(name: str) -> Literal["own", "mean"]:
     """What a sentence transformer was trained to be read by; "own" where nothing is said.
 
     Args:
-        source: an encoder.
+        name: an encoder's, as `load_backbone` takes it.
     """
     try:
-        path = cached_file(source.location, POOLING)
+        path = cached_file(Source.of(name).location, POOLING)
         said = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "own"  # most models have none

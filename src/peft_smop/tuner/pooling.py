@@ -32,9 +32,10 @@ def with_means(
     """
     if is_mean is False:
         return states
-    weights = states.new_ones(states.shape[:2]) if mask is None else (mask != 0).to(states.dtype)
-    total = (states * weights[:, :, None]).sum(dim=1)
-    first = total / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    # in fp32: a long text's sum is more than bf16 holds
+    weights = torch.ones_like(states[:, :, 0]) if mask is None else mask != 0
+    total = (states.float() * weights[:, :, None]).sum(dim=1)
+    first = (total / weights.sum(dim=1, keepdim=True).clamp(min=1)).to(states.dtype)
     if is_mean is not True:
         first = torch.where(is_mean[:, None], first, states[:, 0])
     return torch.cat([first[:, None], states[:, 1:]], dim=1)

@@ -7,6 +7,7 @@ by hand.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -104,8 +105,11 @@ def check_reads_first(model: nn.Module, backbone: Backbone, layer: SMoPLayer | N
 def _held(backbone: Backbone) -> Iterator[list[Tensor]]:
     """The states that a head may read, a pooler's within the backbone too, as leaves of a graph."""
     held: list[Tensor] = []
+    ours = threading.get_ident()  # others may be served meanwhile
 
     def hold(states: Tensor) -> Tensor:
+        if threading.get_ident() != ours:
+            return states
         held.append(states.detach().requires_grad_())
         return held[-1]
 
