@@ -252,7 +252,7 @@ def test_twice_the_steps_of_one_prompt_are_held_against_the_mixture():
     )
     _, _, *rows = tables.equal_time([{**record, "task": "toy", "model": "tiny"}]).splitlines()
     (row,) = rows
-    said = "| `toy`, tiny | 75.0 ± 0.0 (2), 500 | 100.0 (1), 1,000 | -25.0 ("
+    said = "| `toy`, tiny | 75.0 ± 0.0 (2), 500 | single l=5 100.0 (1) | 1,000 | -25.0 ("
     assert row.startswith(said)
 
 
