@@ -103,6 +103,7 @@ def print_result(console: Console, result: RunResult, where: Path) -> None:
     """Tell what a finished run came to."""
     training, parameters, environment = result.training, result.parameters, result.environment
     drops = {None: "", True: ", dropout on", False: ", dropout off"}[training.dropout]
+    reads = ", head on the mean of states" if result.method.get("pooling") == "mean" else ""
     stopped = "stopped early" if training.stopped_early else "ran to its end"
     since = " since it was resumed" if training.resumed else ""
     lines = [
@@ -111,7 +112,8 @@ def print_result(console: Console, result: RunResult, where: Path) -> None:
         f"validation {result.validation.score:.1f} at step {training.best_step}"
         f" of {training.steps} ({stopped}, {training.seconds:.0f} s{since})",
         f"trained {parameters.trainable:,} parameters, {parameters.percentage:.4f} %,"
-        f" at a learning rate of {training.learning_rate:g} (recipe {training.recipe}{drops})",
+        f" at a learning rate of {training.learning_rate:g}"
+        f" (recipe {training.recipe}{drops}{reads})",
         f"backbone in {environment['precision']} on {environment['device']},"
         f" {environment['attention']} attention",
     ]
