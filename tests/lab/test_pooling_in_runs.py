@@ -1,5 +1,6 @@
 """What a head reads in whole runs: what its model says, what was asked for, or the first token."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -7,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import EntryNotFoundError
 from killed import killed_and_resumed
+from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
-from peft_smop.errors import ConfigError
+from peft_smop.errors import CheckpointError, ConfigError
 from peft_smop.lab import RunSpec, load_trained, run, signs_of
+from peft_smop.lab.run import _beside_the_first
 from peft_smop.methods import declared_pooling
 from peft_smop.methods.sources import POOLING
+from peft_smop.results import RunDirectory
 from peft_smop.scoring import predict
 from peft_smop.tasks import load_task
 
@@ -46,9 +51,12 @@ def read_by(directory):
         (MEAN, "mean"),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "own"),
         (MEAN | {"pooling_mode_max_tokens": True}, "own"),  # both, joined
-        ({}, "own"),
-        ([1], "own"),
-        ("no JSON", "own"),
+        ({"pooling_mode_cls_token": True}, "own"),  # joined with the mean, which is not denied
+        ({"embedding_dimension": 32, "pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+        ({"pooling_mode": "cls"}, "own"),
+        ({"pooling_mode": ["cls", "mean"]}, "own"),
+        ({"word_embedding_dimension": 32}, "mean"),  # what sentence-transformers takes it for
         (None, "own"),
     ],
 )
@@ -56,8 +64,105 @@ def test_what_a_model_says_of_its_pooling(saved_models, tmp_path, said, expected
     folder = Path(shutil.copytree(saved_models["bert"], tmp_path / "bert"))
     if said is not None:
         (folder / POOLING).parent.mkdir()
-        (folder / POOLING).write_text(said if isinstance(said, str) else json.dumps(said))
+        (folder / POOLING).write_text(json.dumps(said))
     assert declared_pooling(str(folder)) == expected
+
+
+@pytest.mark.parametrize("damaged", ["no JSON", "[1]", '{"pooling_mode_mean_tok', b"\xff\xfe"])
+def test_damage_is_no_silence(saved_models, toy_task, tmp_path, damaged):
+    folder = Path(shutil.copytree(saved_models["bert"], tmp_path / "bert"))
+    (folder / POOLING).parent.mkdir()
+    damaged = damaged.encode() if isinstance(damaged, str) else damaged
+    (folder / POOLING).write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"1_Pooling/config.json.*--pooling mean, or own"):
+        run(spec(toy_task, str(folder)), tmp_path / "run")
+    # who says it needs no file
+    assert run(spec(toy_task, str(folder), pooling="own", max_steps=2), tmp_path / "run")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A hub's cache that knows one commit of one model, with no way to the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "models--some--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40) / POOLING).parent.mkdir(parents=True)
+    return folder
+
+
+def test_a_model_of_the_hub_is_known_without_it_where_it_was_asked_before(cache):
+    place = cache / "snapshots" / ("0" * 40) / POOLING
+    place.write_text(json.dumps(MEAN))
+    assert declared_pooling("some/model") == "mean"
+    place.unlink()
+    missing = cache / ".no_exist" / ("0" * 40) / POOLING
+    missing.parent.mkdir(parents=True)
+    missing.touch()
+    assert declared_pooling("some/model") == "own"
+
+
+def test_what_cannot_be_known_is_not_taken_for_a_no(cache):
+    with pytest.raises(
+        CheckpointError, match=r"some/model is meant .* is not known, as its 1_Pool"
+    ):
+        declared_pooling("some/model")
+
+
+def test_a_repository_without_the_file_says_no(cache, monkeypatch):
+    def asked(*_):
+        raise EntryNotFoundError("404")
+
+    monkeypatch.setattr("peft_smop.methods.sources.hf_hub_download", asked)
+    assert declared_pooling("some/model") == "own"
+
+
+def test_a_head_that_reads_the_mean_already_is_left_to_it(toy_task, saved_models, tmp_path):
+    """The recipe takes what the model says; what was asked for is refused instead."""
+    config = ModernBertConfig(
+        vocab_size=200,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        pad_token_id=0,
+        classifier_pooling="mean",
+    )
+    folder = tmp_path / "modern"
+    shutil.copytree(saved_models["bert"], folder, ignore=lambda *_: ["config.json"])
+    ModernBertForSequenceClassification(config).save_pretrained(folder)
+    (folder / POOLING).parent.mkdir()
+    (folder / POOLING).write_text(json.dumps(MEAN))
+    result = run(spec(toy_task, str(folder), max_steps=2), tmp_path / "run")
+    assert result.method["pooling"] is None
+    assert not signs_of(tmp_path / "run").is_misread
+    with pytest.raises(ConfigError, match="reads others"):
+        run(spec(toy_task, str(folder), pooling="mean"), tmp_path / "asked")
+
+
+def test_a_method_without_the_choice_believes_nobody(toy_task, sentences, tmp_path):
+    wanted = spec(toy_task, sentences, "lora", max_steps=2).model_copy(update={"pooled": "mean"})
+    assert run(wanted, tmp_path / "run").method["pooling"] is None
+    assert RunSpec.load(tmp_path / "run" / "spec.yaml").pooled == "own"
+
+
+def test_a_second_process_takes_what_the_first_wrote_down(
+    toy_task, sentences, tmp_path, monkeypatch
+):
+    """A run of an earlier version is taken up as it began, by every process."""
+    wanted, begun = spec(toy_task, sentences), []
+    run(wanted, tmp_path / "run")
+    wrote = RunSpec.load(tmp_path / "run" / "spec.yaml")
+    kept = wrote.model_copy(update={"pooled": "own", "continued_at": (3,)})
+    kept.save(tmp_path / "run" / "spec.yaml")
+    module = importlib.import_module("peft_smop.lab.run")
+    monkeypatch.setattr(module, "fit", begun.append)
+    monkeypatch.setattr(RunDirectory, "read_result", lambda _: None)
+    _beside_the_first(wanted, RunDirectory(tmp_path / "run"), resume=True)
+    (training,) = begun
+    assert training.model.peft_config["default"].pooling == "own"
+    assert training.options == kept.training
 
 
 @pytest.mark.parametrize(
@@ -130,6 +235,7 @@ def test_what_has_no_such_head_is_refused(toy_task, saved_models, tmp_path, kind
         ({"recipe": "paper"}, True),
         ({}, False),
         ({"pooling": "own"}, False),  # who says so knows
+        ({"pooling": "mean", "recipe": "paper"}, False),
         ({"method": "lora"}, False),
         ({"method": "prompt-tuning"}, False),
     ],

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from peft_smop.errors import CheckpointError, RunError
 from peft_smop.lab.sweep import jobs_of
@@ -19,6 +20,7 @@ from peft_smop.report.figures import draw_all
 from peft_smop.report.gathering import gather
 from peft_smop.report.robust import interquartile_mean, probability_of_improvement
 from peft_smop.report.table import Cell, Table, Tone
+from peft_smop.results import RunDirectory
 from peft_smop.tuner import STRATEGIES
 
 
@@ -38,6 +40,40 @@ def store(small_medley, tmp_path_factory):
 @pytest.fixture(scope="module")
 def groups(store):
     return gather([store])
+
+
+def _written_so(path, spec):
+    """Let a finished run have been started with another specification."""
+    directory = RunDirectory(path.parent)
+    result = directory.read_result()
+    path.write_text(yaml.safe_dump(spec))
+    result.model_copy(update={"files": directory.hashes()}).save(directory.result)
+
+
+def test_seeds_of_an_earlier_version_are_of_the_same_method(store, tmp_path):
+    """Its specifications lack what came later, and say nothing else by that."""
+    shutil.copytree(store, tmp_path / "store")
+    for path in (tmp_path / "store").rglob("spec.yaml"):
+        said = yaml.safe_load(path.read_text())
+        if said["seed"] == 0:
+            del said["pooled"], said["method"]["pooling"]
+            said["method"] = {k: v for k, v in said["method"].items() if v is not None}
+        else:
+            said["method"]["pooling"] = "own"  # as by itself
+        _written_so(path, said)
+    found = gather([tmp_path / "store"])
+    assert [len(group.runs) for group in found] == [2, 2, 2, 2, 1]
+    assert not any("(" in group.label for group in found)
+
+
+def test_what_a_head_read_tells_two_methods_apart(store, tmp_path):
+    shutil.copytree(store, tmp_path / "store")
+    for path in (tmp_path / "store").rglob("spec.yaml"):
+        said = yaml.safe_load(path.read_text())
+        said["pooled"] = "mean" if said["seed"] else "own"
+        _written_so(path, said)
+    labels = {group.label for group in gather([tmp_path / "store"])}
+    assert {"smop k=2 l=5", "smop k=2 l=5 (pooled=mean)"} <= labels
 
 
 def test_runs_are_grouped_by_all_but_seed_and_rate_and_the_rate_is_chosen_by_validation(

@@ -212,6 +212,9 @@ def test_deadlines_and_back_pressure(adapters):
         status, headers, content = one(address, "POST", "/v1/predict", {"inputs": inputs})
         assert status == 429
         assert int(headers["retry-after"]) >= 1
+        # there is room for three: nobody waits for the late one, which is still in the queue
+        status, _, _ = one(address, "POST", "/v1/predict", {"inputs": inputs[:3], "timeout_ms": 50})
+        assert status == 504
         gate.set()
         assert one(address, "POST", "/v1/predict", {"inputs": inputs[:3]})[0] == 200
 

@@ -27,7 +27,7 @@ from peft_smop import SMoPConfig
 from peft_smop.errors import CheckpointError, ConfigError
 from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.pooling import with_means
-from peft_smop.tuner.verification import _held
+from peft_smop.tuner.verification import _moved, reads_first
 from tiny import KINDS, VOCABULARY, adapted, alone, batch, decided, row
 
 CLOSE = {"rtol": 0, "atol": 2e-6}
@@ -167,6 +167,55 @@ def _xlnet():
     )
 
 
+def _with_head(change, kind="bert"):
+    model = KINDS[kind].model()
+    change(model.classifier)
+    return model
+
+
+def _cancelling(head):
+    """Labels' logits whose sum is the same whatever the states are."""
+    with torch.no_grad():
+        head.weight[1] = -head.weight[0]
+
+
+def _without_return_dict(model):
+    model.config.return_dict = False
+    return model
+
+
+READ = {
+    "as ever": lambda: KINDS["bert"].model(),
+    "logits that cancel": lambda: _with_head(_cancelling),
+    "tuples by its configuration": lambda: _without_return_dict(KINDS["bert"].model()),
+    "half precision": lambda: KINDS["bert"].model().to(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_heads_that_read_the_first_token_are_known_in_any_mode(name, mode):
+    model = READ[name]()
+    with mode():
+        assert reads_first(model)
+        get_peft_model(model, SMoPConfig(task_type="SEQ_CLS", pooling="mean"))
+        assert reads_first(model)  # with an adapter in it
+
+
+def test_cancelling_logits_of_a_head_that_reads_others_do_not_hide_it():
+    model = _llama()
+    _cancelling(model.score)
+    assert not reads_first(model)
+
+
+def test_trying_a_head_leaves_the_last_routes_alone():
+    model = adapted(KINDS["bert"])
+    model(**batch(KINDS["bert"]))
+    before = model.last_routes.chosen
+    model.add_adapter("mean", SMoPConfig(task_type="SEQ_CLS", pooling="mean"))
+    assert torch.equal(model.last_routes.chosen, before)
+
+
 REFUSED = {
     "a decoder's head": (_llama, "SEQ_CLS", "LlamaForSequenceClassification's reads others"),
     "a head on the last token": (_xlnet, "SEQ_CLS", "reads others: leave pooling out"),
@@ -183,6 +232,11 @@ REFUSED = {
         "BertForTokenClassification has no such head",
     ),
     "no head": (lambda: KINDS["bert"].model().bert, None, "BertModel has no such head"),
+    "a head of zeros": (
+        lambda: _with_head(lambda head: torch.nn.init.zeros_(head.weight)),
+        "SEQ_CLS",
+        "says the same whatever it reads, as one does whose weights are zeros",
+    ),
     "an encoder-decoder": (lambda: KINDS["t5"].model(), None, "has no such head"),
     "another task": (lambda: KINDS["t5"].model(), "SEQ_2_SEQ_LM", "not task_type='SEQ_2_SEQ_LM'"),
 }
@@ -227,9 +281,8 @@ def test_while_a_head_is_tried_other_threads_are_answered_as_ever():
     def asked():
         found.append(model(**made).logits)
 
-    with _held(Backbone.of(model)) as held:
+    with _moved(Backbone.of(model), slice(None)):
         thread = threading.Thread(target=asked)
         thread.start()
         thread.join()
-        assert not held
     assert torch.equal(found[0], expected)

@@ -28,6 +28,7 @@ from peft_smop.scoring import (
     formulate,
 )
 from peft_smop.tasks import Example, Split, Task, load_task
+from peft_smop.tuner import reads_first
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ def prepare(spec: RunSpec) -> Prepared:
     )
     formulation = put(task, backbone, spec)
     formulation.populations = populations
-    by_recipe = spec.training.recipe == "default"
-    pooling = spec.method.pooling or spec.pooled or (meant(spec, backbone) if by_recipe else "own")
+    pooling = _pooling(spec, backbone)
     setting = Setting(
         TaskType(backbone.task_type),
         task.verbalizers,
@@ -84,9 +84,27 @@ def meant(spec: RunSpec, backbone: LoadedBackbone) -> Literal["own", "mean"]:
     """What a head under a run's prompts is to read, as the backbone's authors trained it.
 
     Of methods that change weights, what `[CLS]` gathers changes with them.
+
+    Raises:
+        CheckpointError: what they say is damaged, or cannot be had now.
     """
-    takes_it = "pooling" in method_of(spec.method).options and backbone.task_type == "SEQ_CLS"
-    return declared_pooling(spec.model) if takes_it else "own"
+    if not _takes_pooling(spec) or backbone.task_type != "SEQ_CLS":
+        return "own"
+    # a head of another kind may be as they meant it already
+    is_mean = declared_pooling(spec.model) == "mean" and reads_first(backbone.model)
+    return "mean" if is_mean else "own"
+
+
+def _pooling(spec: RunSpec, backbone: LoadedBackbone) -> Literal["own", "mean"]:
+    """What a run's head reads: as was asked for, as it was begun, or by its recipe."""
+    if not _takes_pooling(spec):
+        return "own"
+    by_recipe = spec.training.recipe == "default"
+    return spec.method.pooling or spec.pooled or (meant(spec, backbone) if by_recipe else "own")
+
+
+def _takes_pooling(spec: RunSpec) -> bool:
+    return "pooling" in method_of(spec.method).options
 
 
 def load_task_of(spec: RunSpec) -> tuple[Task, Split]:

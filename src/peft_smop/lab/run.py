@@ -93,6 +93,8 @@ def _beside_the_first(spec: RunSpec, directory: RunDirectory, *, resume: bool) -
     """Take part in a training, and read the result that the first process wrote."""
     quiet = Console(quiet=True)
     processes.meet()
+    # as the first process wrote it down: what it was asked for, or an earlier version took it to be
+    spec = RunSpec.load(directory.spec)
     begun = Begun(spec, prepare(spec), directory, resume, time.monotonic())
     with bars(quiet) as progress:
         fit(begun.training(spec.method.name, progress, resume=resume))

@@ -143,7 +143,8 @@ def signs_of(path: Path) -> Signs:
         load=test.load,
         regret=None if result.routing is None else result.routing.regret.value,
         is_misread=spec.method.pooling is None
-        and prepared.pooling != meant(spec, prepared.backbone),
+        and prepared.pooling == "own"
+        and meant(spec, prepared.backbone) == "mean",
     )
 
 

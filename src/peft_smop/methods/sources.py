@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.constants import HF_HOME
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import cached_file
 
 from peft_smop.embedded import MODEL_DIR, MODEL_NAME
-from peft_smop.errors import CheckpointError, unknown
+from peft_smop.errors import CheckpointError, shortened, unknown
+from peft_smop.tasks.reading import shown
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 UNREADABLE = (
@@ -38,6 +40,7 @@ UNPACKED = Path(HF_HOME) / "peft-smop" / "gguf"
 """Where GGUF files are kept as directories, by their content."""
 POOLING = "1_Pooling/config.json"
 """Where a sentence transformer says by what a text's states become one."""
+_SAY_IT = "say what a head is to read with --pooling mean, or own for what it does by itself"
 
 
 @dataclass(frozen=True)
@@ -88,19 +91,50 @@ class Source:
 
 
 def declared_pooling(name: str) -> Literal["own", "mean"]:
-    """What a sentence transformer was trained to be read by; "own" where nothing is said.
+    """What a sentence transformer was trained to be read by; "own" where a model says nothing.
 
     Args:
         name: an encoder's, as `load_backbone` takes it.
+
+    Raises:
+        CheckpointError: what it says is damaged, or cannot be had now.
     """
+    path = _pooling_of(Source.of(name).location)
+    if path is None:
+        return "own"
     try:
-        path = cached_file(Source.of(name).location, POOLING)
-        said = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "own"  # most models have none
-    modes = said if isinstance(said, dict) else {}
-    asked = [key for key, value in modes.items() if key.startswith("pooling_mode_") and value]
-    return "mean" if asked == ["pooling_mode_mean_tokens"] else "own"
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; {_SAY_IT}") from error
+    if not isinstance(said, dict):
+        raise CheckpointError(
+            f"{path} holds {shown(said)}; expected by what a text's states become one; {_SAY_IT}"
+        )
+    mode = said.get("pooling_mode")
+    if mode is None:  # as sentence-transformers wrote it before its version 6
+        mean = said.get("pooling_mode_mean_tokens", True)
+        others = [k for k, v in said.items() if k.startswith("pooling_mode_") and v]
+        mode = ["mean"] if mean and others in ([], ["pooling_mode_mean_tokens"]) else others
+    return "mean" if mode in ("mean", ["mean"]) else "own"
+
+
+def _pooling_of(location: str) -> Path | None:
+    """The file in which a model says by what it is read; None: it has none."""
+    if Path(location).is_dir():
+        path = Path(location) / POOLING
+        return path if path.is_file() else None
+    found = try_to_load_from_cache(location, POOLING)
+    if found is not None:  # known, to be there or to be missing
+        return Path(found) if isinstance(found, str) else None
+    try:
+        return Path(hf_hub_download(location, POOLING))
+    except (EntryNotFoundError, *UNREADABLE) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise CheckpointError(
+            f"whether {location} is meant to be read by the mean of its states is not known, as its"
+            f" {POOLING} cannot be had: {shortened(str(error))}; {_SAY_IT}"
+        ) from error
 
 
 def unpacked(source: Source) -> Source:

@@ -89,9 +89,7 @@ def gather(places: Iterable[Path]) -> list[Group]:
             found.setdefault(path.resolve(), _read(path))
     by_content: dict[str, dict[float, list[Found]]] = {}
     for run in found.values():
-        content = {k: v for k, v in run.spec.items() if k not in OF_A_RUN}
-        training = {k: v for k, v in content.get("training", {}).items() if k != "learning_rate"}
-        same = json.dumps({**content, "training": training}, sort_keys=True)
+        same = json.dumps(_asked(run.spec), sort_keys=True)
         rates = by_content.setdefault(same, {})
         rates.setdefault(run.result.training.learning_rate, []).append(run)
     return _told_apart([_group(rates) for rates in by_content.values()])
@@ -148,20 +146,36 @@ def _told_apart(groups: list[Group]) -> list[Group]:
     for same in named.values():
         if len(same) == 1:
             continue
-        flat = [_flat(group.runs[0].spec) for group in same]
+        flat = [_flat(_asked(group.runs[0].spec)) for group in same]
         keys = sorted(set().union(*flat))
-        differ = [
-            k
-            for k in keys
-            if k not in ("seed", "continued_at", "learning_rate")
-            and len({json.dumps(f.get(k)) for f in flat}) > 1
-        ]
+        differ = [k for k in keys if len({json.dumps(f.get(k)) for f in flat}) > 1]
         for group, own in zip(same, flat, strict=True):
-            said = " ".join(f"{k}={own[k]}" for k in differ if own.get(k) is not None)
+            said = " ".join(f"{k}={own[k]}" for k in differ if k in own)
             labels[id(group)] = f"{group.label} ({said})" if said else group.label
     return [
         Group(labels.get(id(g), g.label), g.key, g.task, g.model, g.runs, g.rates) for g in groups
     ]
+
+
+def _asked(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs that are averaged have in common, whichever version wrote it down.
+
+    A field that came later says nothing where it says what there was before: null, or the head's
+    own way to read, which the run's `pooled` says of what was asked for and what was not.
+    """
+    found = {key: _said(value) for key, value in spec.items() if key not in OF_A_RUN}
+    found.get("method", {}).pop("pooling", None)
+    found.get("training", {}).pop("learning_rate", None)
+    if found.get("pooled") == "own":
+        del found["pooled"]
+    return _said(found)
+
+
+def _said(value: Any) -> Any:
+    """A mapping without its keys that hold null."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: inner for key, inner in value.items() if inner is not None}
 
 
 def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:

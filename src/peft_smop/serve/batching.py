@@ -120,11 +120,21 @@ class Batcher:
             for adapter, example, tokens in rows
         ]
         with self._changed:
+            if len(self._rows) + len(made) > self.options.queue_rows:
+                self._make_room()
             if len(self._rows) + len(made) > self.options.queue_rows or self._stopping:
                 raise Busy(max(1.0, len(self._rows) / self._rate))
             self._rows.extend(made)
             self._changed.notify()
         return made
+
+    def _make_room(self) -> None:
+        """Let no row wait whose client has left, or whose deadline has passed."""
+        now, rows = time.monotonic(), list(self._rows)
+        self._rows.clear()
+        for row in rows:
+            if not _is_over(row, now):
+                self._rows.append(row)
 
     async def between(self, work: Callable[[], T]) -> T:
         """Do something with the predictor between two batches.
@@ -167,10 +177,7 @@ class Batcher:
                     if batch and most * (len(batch) + 1) > self.options.batch_tokens:
                         return batch
                     self._rows.popleft()
-                    if row.future.cancelled():  # the client has left
-                        continue
-                    if row.deadline < time.monotonic():
-                        _settle(row.future, Late())
+                    if _is_over(row, time.monotonic()):
                         continue
                     batch.append(row)
                     longest = most
@@ -215,6 +222,16 @@ class Batcher:
         except Exception as error:
             outcome = error
         _settle(future, outcome)
+
+
+def _is_over(row: Waiting, now: float) -> bool:
+    """Whether nobody waits for a row any more; who still does is told that it is late."""
+    if row.future.cancelled():  # the client has left
+        return True
+    if row.deadline < now:
+        _settle(row.future, Late())
+        return True
+    return False
 
 
 def _settle(future: asyncio.Future[Any], outcome: Any) -> None:

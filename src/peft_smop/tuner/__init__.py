@@ -7,6 +7,7 @@ from peft_smop.tuner.refit import fit_router
 from peft_smop.tuner.routes import Routes
 from peft_smop.tuner.routing import Routing, RoutingStrategy
 from peft_smop.tuner.strategies import STRATEGIES
+from peft_smop.tuner.verification import reads_first
 
 register("SMOP", SMoPConfig, SMoPModel)
 
@@ -18,4 +19,5 @@ __all__ = [
     "SMoPConfig",
     "SMoPModel",
     "fit_router",
+    "reads_first",
 ]

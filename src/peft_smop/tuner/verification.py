@@ -71,8 +71,6 @@ def check_verified(model: PreTrainedModel, backbone: Backbone) -> None:
 def check_reads_first(model: nn.Module, backbone: Backbone, layer: SMoPLayer | None) -> None:
     """Refuse a model whose head would not read a mean that stands in the first token's place.
 
-    Found by the gradient of what the head says of a few tokens.
-
     Args:
         model: what an adapter is made for.
         backbone: within the model.
@@ -81,52 +79,96 @@ def check_reads_first(model: nn.Module, backbone: Backbone, layer: SMoPLayer | N
     Raises:
         ConfigError: it has no classification head, or one that reads other states.
     """
-    name = type(model).__name__
-    what = f"pooling='mean' is for encoders whose head reads the first token; {name}"
+    why = _reads_otherwise(model, backbone, layer)
+    if why is not None:
+        raise ConfigError(
+            f"pooling='mean' is for encoders whose head reads the first token;"
+            f" {type(model).__name__}{why}: leave pooling out"
+        )
+
+
+def reads_first(model: nn.Module) -> bool:
+    """Whether a model has a classification head that reads the first token's state alone.
+
+    Args:
+        model: bare, or with adapters in it.
+
+    Raises:
+        ConfigError: no adapter can be made for the model.
+    """
+    layer = next((part for part in model.children() if isinstance(part, SMoPLayer)), None)
+    backbone = Backbone.of(model) if layer is None else layer.hooks.backbone
+    return _reads_otherwise(model, backbone, layer) is None
+
+
+def _reads_otherwise(model: nn.Module, backbone: Backbone, layer: SMoPLayer | None) -> str | None:
+    """What a head does instead of reading the first token's state, as the end of a sentence.
+
+    Found by moving the states of a few tokens, and looking at what the head says then. None: it
+    reads the first; nothing can be told of a model that has shapes but no values.
+    """
     if model is backbone.module or backbone.decoder is not None:
-        raise ConfigError(f"{what} has no such head: leave pooling out")
+        return " has no such head"
     weight = backbone.embedding.weight
     if weight.is_meta and not hasattr(backbone.embedding, "_hf_hook"):
-        return  # there are shapes but no values
+        return None
     ids = (torch.arange(1, _TOKENS + 1, device=weight.device) % len(weight))[None]
-    bare = nullcontext() if layer is None else calling(PromptCall(layer, [BASE]))
-    with evaluating(model), torch.enable_grad(), bare, _held(backbone) as held:
-        logits = getattr(model(input_ids=ids), "logits", None)
-        if logits is None or logits.dim() != 2:
-            raise ConfigError(f"{what} has no such head: leave pooling out")
-        grads = torch.autograd.grad(logits.float().sum(), held, allow_unused=True)
-    read = [grad for grad in grads if grad is not None]
-    # a pooler that is handed a single state is handed the first
-    if not read or any(bool(grad[:, 1:].any()) for grad in read if grad.dim() == 3):
-        raise ConfigError(f"{what}'s reads others: leave pooling out")
+    said = []
+    with evaluating(model), torch.no_grad(), _unseen(layer):
+        for moved in (slice(0, 0), slice(1, None), slice(0, 1)):
+            bare = nullcontext() if layer is None else calling(PromptCall(layer, [BASE]))
+            with bare, _moved(backbone, moved):
+                logits = getattr(model(input_ids=ids, return_dict=True), "logits", None)
+            if logits is None or logits.dim() != 2:
+                return " has no such head"
+            said.append(logits.float())
+    plain, others, first = said
+    if not torch.allclose(plain, others):
+        return "'s reads others"
+    if torch.allclose(plain, first):
+        return "'s says the same whatever it reads, as one does whose weights are zeros"
+    return None
 
 
 @contextmanager
-def _held(backbone: Backbone) -> Iterator[list[Tensor]]:
-    """The states that a head may read, a pooler's within the backbone too, as leaves of a graph."""
-    held: list[Tensor] = []
+def _unseen(layer: SMoPLayer | None) -> Iterator[None]:
+    """Passes that leave what is remembered of the last one as it was."""
+    last = None if layer is None else layer.last
+    try:
+        yield
+    finally:
+        if layer is not None:
+            layer.last = last
+
+
+@contextmanager
+def _moved(backbone: Backbone, places: slice) -> Iterator[None]:
+    """Move states at some places before a head reads them, a pooler's within the backbone too."""
     ours = threading.get_ident()  # others may be served meanwhile
 
-    def hold(states: Tensor) -> Tensor:
+    def move(states: Tensor) -> Tensor:
         if threading.get_ident() != ours:
             return states
-        held.append(states.detach().requires_grad_())
-        return held[-1]
+        # a pooler that is handed a single state is handed the first
+        found = states.clone() if states.dim() == 3 else states[:, None].clone()
+        noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
+        found[:, places] += noise.to(found)[:, places]
+        return found if states.dim() == 3 else found[:, 0]
 
     def before_pooler(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (hold(args[0]), *args[1:])
+        return (move(args[0]), *args[1:])
 
     def after_backbone(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not hasattr(output, "get"):
-            return (hold(output[0]), *output[1:])
-        output["last_hidden_state"] = hold(output["last_hidden_state"])
+            return (move(output[0]), *output[1:])
+        output["last_hidden_state"] = move(output["last_hidden_state"])
         return output
 
     handles = [backbone.module.register_forward_hook(after_backbone)]
     if backbone.pooler is not None:
         handles.append(backbone.pooler.register_forward_pre_hook(before_pooler))
     try:
-        yield held
+        yield
     finally:
         for handle in handles:
             handle.remove()
