@@ -175,7 +175,7 @@ def test_another_recipe_or_option_is_a_row_of_its_own_and_no_difference_is_made_
 
 
 def test_a_task_in_a_row_is_what_took_as_many_steps_by_the_default_recipe():
-    mixture, told = {"name": "smop k=4 l=5 position=after routing=posterior"}, {"name": "told"}
+    mixture, told = {"name": "smop k=4 l=5 position=after routing=posterior"}, {"name": "told position=after"}
     record = recorded(
         told_run(0, [0, 0, 1, 1], name="single l=5 position=after"),
         told_run(1, [0, 0, 0, 1], name="single l=5 position=after"),
@@ -239,6 +239,34 @@ def test_a_head_that_reads_the_mean_is_held_against_the_same_that_does_not():
     (row,) = rows
     said = "| `toy`, tiny | single l=5 | 1,000 | 62.5 ± 17.7 (2) | 100.0 (1) | +50.0 ("
     assert row.startswith(said)
+
+
+def test_where_prompts_stand_has_rows_of_its_own_and_is_held_against_the_other_place():
+    """Of an encoder, on which all stand before the text, nothing is said."""
+    behind = {"name": "single l=5 position=after"}
+    record = recorded(
+        told_run(0, [0, 0, 1, 1], **behind),
+        told_run(1, [0, 0, 1, 1], **behind),
+        told_run(0, [0, 0, 0, 0]),
+        told_run(0, [1, 0, 1, 1], name="lora r=8"),
+        told_run(0, [0, 0, 0, 0], **behind, steps=500),
+    )
+    toys = [{**record, "task": "toy", "model": "tiny"}]
+    head, _, *rows = tables.summary(toys).splitlines()
+    found = [dict(zip(head.split(" | "), row.split(" | "), strict=True)) for row in rows]
+    said = [(row["| task, backbone"], row["one prompt, l=5"], row["LoRA, r=8"]) for row in found]
+    assert said == [
+        ("| `toy`, tiny", "100.0 ± 0.0 (2)", "75.0 (1)"),
+        ("| `toy`, tiny, before the text", "50.0 (1)", "75.0 (1)"),
+    ]
+    _, _, *rows = tables.places(toys).splitlines()
+    (row,) = rows
+    start = "| `toy`, tiny | single l=5 | 1,000 | 50.0 (1) | 100.0 ± 0.0 (2) | +50.0 ("
+    assert row.startswith(start)
+    # each place has its own reference, and what has no place the other prompts' usual one
+    assert "| lora r=8 | 0.02, 1 | 1,000, 250, 16 | 75.0 | 75.0 | -25.0 (" in tables.table(record)
+    encoder = recorded(told_run(0, [0, 0, 0, 0]))
+    assert "before" not in tables.summary([{**encoder, "task": "toy", "model": "tiny"}])
 
 
 def test_twice_the_steps_of_one_prompt_are_held_against_the_mixture():

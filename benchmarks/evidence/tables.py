@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -44,7 +44,13 @@ SIDE_BY_SIDE = {
 }
 AS_LONG = {REFERENCE: 2.0, "single l=20": 1.4}
 """How many steps of these take as long as one of the mixture (`docs/results.md`)."""
+AFTER = " position=after"
+"""How a record says that prompts stand behind the text."""
 AGAINST = {"l=5": REFERENCE, "l=20": "single l=20", "LoRA": "lora r=8"}
+
+
+Terms = tuple[int | str | None, ...]
+"""Steps, precision, kind of CPU, place of prompts, and what a head reads."""
 
 
 def table(record: Record, *, by_default: bool = True) -> str:
@@ -58,10 +64,10 @@ def table(record: Record, *, by_default: bool = True) -> str:
         by_default: the rows of the default recipe as it is, or else those of all others.
     """
     best = groups(record)
-    references = {_terms(runs[0]): runs for runs, _ in best[::-1] if _is_reference(runs[0])}
+    references = {_terms(record, runs[0]): runs for runs, _ in best[::-1] if _is_reference(runs[0])}
     rows = []
     for runs, rates in best:
-        first = references.get(_terms(runs[0]), best[0][0])
+        first = references.get(_terms(record, runs[0]), best[0][0])
         if by_default is _is_default(runs[0]):
             apart = None if runs is first else difference(record, first, runs)
             rows.append(_row(runs, rates, apart))
@@ -89,27 +95,30 @@ def summary(records: Iterable[Record]) -> str:
     rows = []
     for record in records:
         usual = _usual(record)
-        for reads in (None, "own"):
-            firsts = [runs for runs in usual if _is_reference(runs[0]) and _reads(runs[0]) == reads]
-            if firsts:
-                rows.append(_side_by_side(record, max(firsts, key=len), usual))
+        firsts: dict[tuple[bool, str], list[Run]] = {}
+        for runs in sorted(usual, key=len, reverse=True):
+            if _is_reference(runs[0]):
+                kind = _is_before(record, runs[0]), _reads(runs[0]) or ""
+                firsts.setdefault(kind, runs)
+        rows += [_side_by_side(record, firsts[kind], usual) for kind in sorted(firsts)]
     head = ["task, backbone", "steps", *SIDE_BY_SIDE, *(f"mixture less {name}" for name in AGAINST)]
     return _markdown(head, rows)
 
 
 def _side_by_side(record: Record, first: list[Run], usual: Sequence[list[Run]]) -> list[str]:
     """A task's methods in a row, as far as they share the terms of its first."""
-    *terms, reads = _terms(first[0])
+    *terms, before, reads = _terms(record, first[0])
     found = {
         _placeless(runs[0]): runs
         for runs in usual
-        if [*_terms(runs[0])][:-1] == terms
-        # what a head reads is no option of methods that change weights
-        and (_reads(runs[0]) == reads or not _takes_pooling(runs[0]))
+        if [*_terms(record, runs[0])][:-2] == terms
+        # neither is an option of methods that change weights
+        and (_is_before(record, runs[0]) == before or not _takes("position", runs[0]))
+        and (_reads(runs[0]) == reads or not _takes("pooling", runs[0]))
     }
     mixture = found.get(MIXTURE)
     return [
-        f"`{record['task']}`, {record['model']}{_short(first[0])}{_of_head(first[0])}",
+        f"`{record['task']}`, {record['model']}{_short(first[0])}{_otherwise(record, first[0])}",
         f"{first[0]['steps']}",
         *(_mean(found.get(name, ())) for name in SIDE_BY_SIDE.values()),
         *(_apart(record, found.get(name), mixture) for name in AGAINST.values()),
@@ -122,14 +131,15 @@ def equal_time(records: Iterable[Record]) -> str:
     rows = []
     for record in records:
         usual = _usual(record)
-        found = {(_placeless(runs[0]), _terms(runs[0])): runs for runs in usual}
+        found = {(_placeless(runs[0]), _terms(record, runs[0])): runs for runs in usual}
         for (name, (_, *rest)), mixture in found.items():
             steps = mixture[0]["steps"]
             for other, times in AS_LONG.items() if name == MIXTURE else ():
                 one = found.get((other, (round(times * steps), *rest)))
                 if one is not None:
                     cells = [
-                        f"`{record['task']}`, {record['model']}{_short(one[0])}{_of_head(one[0])}",
+                        f"`{record['task']}`, {record['model']}{_short(one[0])}"
+                        f"{_otherwise(record, one[0])}",
                         f"{_mean(mixture)}, {steps:,}",
                         f"{other} {_mean(one)}",
                         f"{one[0]['steps']:,}",
@@ -141,24 +151,48 @@ def equal_time(records: Iterable[Record]) -> str:
 
 def heads(records: Iterable[Record]) -> str:
     """Every method whose head read the mean, against the same whose head read the first token."""
-    columns = ["task, backbone", "method", "steps", "first token", "mean", "mean less first token"]
+
+    def own(record: Record, run: Run) -> tuple[str, Terms] | None:
+        *terms, reads = _terms(record, run)
+        return (run["name"], (*terms, "own")) if reads is None else None
+
+    return _beside(records, ("first token", "mean", "mean less first token"), own)
+
+
+def places(records: Iterable[Record]) -> str:
+    """Every method whose prompts stood behind the text, against the same before it."""
+
+    def before(record: Record, run: Run) -> tuple[str, Terms] | None:
+        *terms, _, reads = _terms(record, run)
+        return (_placeless(run), (*terms, True, reads)) if AFTER in run["name"] else None
+
+    return _beside(records, ("before the text", "behind it", "behind less before"), before)
+
+
+def _beside(
+    records: Iterable[Record],
+    columns: Sequence[str],
+    other: Callable[[Record, Run], tuple[str, Terms] | None],
+) -> str:
+    """Methods against the same but for one thing: `other` has the name and terms of that."""
     rows = []
     for record in records:
         usual = _usual(record)
-        first = {(runs[0]["name"], _terms(runs[0])): runs for runs in usual}
+        found = {(runs[0]["name"], _terms(record, runs[0])): runs for runs in usual}
         for runs in usual:
-            own = first.get((runs[0]["name"], (*_terms(runs[0])[:-1], "own")))
-            if own is not None and _reads(runs[0]) is None:
+            key = other(record, runs[0])
+            first = found.get(key) if key else None
+            if first is not None:
                 cells = [
                     f"`{record['task']}`, {record['model']}{_short(runs[0])}",
-                    runs[0]["name"],
+                    _placeless(runs[0]),
                     f"{runs[0]['steps']:,}",
-                    _mean(own),
+                    _mean(first),
                     _mean(runs),
-                    _apart(record, own, runs),
+                    _apart(record, first, runs),
                 ]
                 rows.append(cells)
-    return _markdown(columns, rows)
+    return _markdown(["task, backbone", "method", "steps", *columns], rows)
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -188,7 +222,7 @@ def _spread(test: Sequence[float]) -> str:
 
 def _placeless(run: Run) -> str:
     """A method's name without the place of its prompts, which all of a backbone share."""
-    return str(run["name"]).replace(" position=after", "")
+    return str(run["name"]).replace(AFTER, "")
 
 
 def _is_default(run: Run) -> bool:
@@ -201,8 +235,20 @@ def _reads(run: Run) -> str | None:
     return reads
 
 
-def _takes_pooling(run: Run) -> bool:
-    return "pooling" in DESCRIBED[run["name"].split()[0]].options
+def _takes(option: str, run: Run) -> bool:
+    return option in DESCRIBED[run["name"].split()[0]].options
+
+
+def _is_before(record: Record, run: Run) -> bool:
+    """Whether prompts stand before the text, where others of the record stand behind it."""
+    if not _takes("position", run) or AFTER in run["name"]:
+        return False
+    return any(AFTER in one["name"] for one in record["runs"])
+
+
+def _otherwise(record: Record, run: Run) -> str:
+    """What is not as in most rows: where prompts stand, and what a head reads."""
+    return (", before the text" if _is_before(record, run) else "") + _of_head(run)
 
 
 def _of_head(run: Run) -> str:
@@ -215,9 +261,10 @@ def _order(run: Run) -> tuple[bool, str, bool, str, int]:
     return not _is_reference(run), run["name"], run["recipe"] != "default", said, run["steps"]
 
 
-def _terms(run: Run) -> tuple[int | str | None, ...]:
+def _terms(record: Record, run: Run) -> Terms:
     """What a run and the one it is held against should share."""
-    return run["steps"], run["precision"], run["options"].get("cpu"), _reads(run)
+    cpu, before = run["options"].get("cpu"), _is_before(record, run)
+    return run["steps"], run["precision"], cpu, before, _reads(run)
 
 
 def _is_reference(run: Run) -> bool:
@@ -272,6 +319,7 @@ def tables_of(records: Mapping[str, Record]) -> dict[str, str]:
         **{mark: text for name, one in records.items() for mark, text in _of(name, one).items()},
         "equal-time": equal_time(records.values()),
         "heads": heads(records.values()),
+        "places": places(records.values()),
         "recipes": recipes(records.values()),
     }
 
