@@ -175,7 +175,10 @@ def test_another_recipe_or_option_is_a_row_of_its_own_and_no_difference_is_made_
 
 
 def test_a_task_in_a_row_is_what_took_as_many_steps_by_the_default_recipe():
-    mixture, told = {"name": "smop k=4 l=5 position=after routing=posterior"}, {"name": "told position=after"}
+    mixture, told = (
+        {"name": "smop k=4 l=5 position=after routing=posterior"},
+        {"name": "told position=after"},
+    )
     record = recorded(
         told_run(0, [0, 0, 1, 1], name="single l=5 position=after"),
         told_run(1, [0, 0, 0, 1], name="single l=5 position=after"),

@@ -55,6 +55,7 @@ def read_by(directory):
         ({"embedding_dimension": 32, "pooling_mode": "mean", "include_prompt": True}, "mean"),
         ({"pooling_mode": ["mean"]}, "mean"),
         ({"pooling_mode": "cls"}, "own"),
+        ({"pooling_mode_mean_tokens": False}, "own"),
         ({"pooling_mode": ["cls", "mean"]}, "own"),
         ({"word_embedding_dimension": 32}, "mean"),  # what sentence-transformers takes it for
         (None, "own"),
@@ -68,7 +69,20 @@ def test_what_a_model_says_of_its_pooling(saved_models, tmp_path, said, expected
     assert declared_pooling(str(folder)) == expected
 
 
-@pytest.mark.parametrize("damaged", ["no JSON", "[1]", '{"pooling_mode_mean_tok', b"\xff\xfe"])
+DAMAGED = (
+    "no JSON",
+    "[1]",
+    '{"pooling_mode_mean_tok',
+    b"\xff\xfe",
+    "[" * 100_000,
+    '{"pooling_mode": 7}',
+    '{"pooling_mode": []}',
+    '{"pooling_mode": "average"}',
+    '{"pooling_mode_mean_tokens": "false"}',
+)
+
+
+@pytest.mark.parametrize("damaged", DAMAGED, ids=range(len(DAMAGED)))
 def test_damage_is_no_silence(saved_models, toy_task, tmp_path, damaged):
     folder = Path(shutil.copytree(saved_models["bert"], tmp_path / "bert"))
     (folder / POOLING).parent.mkdir()
@@ -90,6 +104,32 @@ def cache(tmp_path, monkeypatch):
     (folder / "refs" / "main").write_text("0" * 40)
     (folder / "snapshots" / ("0" * 40) / POOLING).parent.mkdir(parents=True)
     return folder
+
+
+def test_a_link_to_nothing_is_damage(saved_models, tmp_path):
+    folder = Path(shutil.copytree(saved_models["bert"], tmp_path / "bert"))
+    (folder / POOLING).parent.mkdir()
+    (folder / POOLING).symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"1_Pooling/config.json cannot be read"):
+        declared_pooling(str(folder))
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, RuntimeError, TimeoutError, Exception])
+def test_whatever_keeps_the_hub_away_is_one_sentence(cache, monkeypatch, error):
+    def asked(*_):
+        raise error("no way")
+
+    monkeypatch.setattr("peft_smop.methods.sources.hf_hub_download", asked)
+    with pytest.raises(CheckpointError, match="cannot be had: no way"):
+        declared_pooling("some/model")
+
+
+def test_the_doctor_says_the_rest_where_that_is_not_known(toy_task, saved_models, tmp_path):
+    folder = Path(shutil.copytree(saved_models["bert"], tmp_path / "bert"))
+    run(spec(toy_task, str(folder), max_steps=2, recipe="paper"), tmp_path / "run")
+    (folder / POOLING).parent.mkdir()
+    (folder / POOLING).write_text("damaged")
+    assert not signs_of(tmp_path / "run").is_misread
 
 
 def test_a_model_of_the_hub_is_known_without_it_where_it_was_asked_before(cache):
@@ -137,6 +177,8 @@ def test_a_head_that_reads_the_mean_already_is_left_to_it(toy_task, saved_models
     result = run(spec(toy_task, str(folder), max_steps=2), tmp_path / "run")
     assert result.method["pooling"] is None
     assert not signs_of(tmp_path / "run").is_misread
+    (folder / POOLING).write_text("damaged")  # and does not matter
+    assert run(spec(toy_task, str(folder), max_steps=2), tmp_path / "again")
     with pytest.raises(ConfigError, match="reads others"):
         run(spec(toy_task, str(folder), pooling="mean"), tmp_path / "asked")
 

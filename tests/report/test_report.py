@@ -70,7 +70,9 @@ def test_what_a_head_read_tells_two_methods_apart(store, tmp_path):
     shutil.copytree(store, tmp_path / "store")
     for path in (tmp_path / "store").rglob("spec.yaml"):
         said = yaml.safe_load(path.read_text())
-        said["pooled"] = "mean" if said["seed"] else "own"
+        if said["seed"]:
+            said["method"]["pooling"] = "mean"
+            del said["pooled"]  # as there was a while
         _written_so(path, said)
     labels = {group.label for group in gather([tmp_path / "store"])}
     assert {"smop k=2 l=5", "smop k=2 l=5 (pooled=mean)"} <= labels

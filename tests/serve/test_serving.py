@@ -212,7 +212,11 @@ def test_deadlines_and_back_pressure(adapters):
         status, headers, content = one(address, "POST", "/v1/predict", {"inputs": inputs})
         assert status == 429
         assert int(headers["retry-after"]) >= 1
-        # there is room for three: nobody waits for the late one, which is still in the queue
+        late = {"inputs": inputs[:3], "timeout_ms": 50}
+        assert one(address, "POST", "/v1/predict", late)[0] == 504
+        assert server.batcher.waiting == 3
+        assert one(address, "GET", "/readyz")[0] == 200
+        # there is room for three: nobody waits for those that were late
         status, _, _ = one(address, "POST", "/v1/predict", {"inputs": inputs[:3], "timeout_ms": 50})
         assert status == 504
         gate.set()

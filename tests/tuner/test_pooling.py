@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import PeftModel, get_peft_model
 from torch.testing import assert_close
 from transformers import (
@@ -173,6 +174,18 @@ def _with_head(change, kind="bert"):
     return model
 
 
+def _zeroed(model, head):
+    torch.nn.init.zeros_(getattr(model, head).weight)
+    return model
+
+
+def _wide(model):
+    """States beside which a step of 1 is nothing in half precision."""
+    with torch.no_grad():
+        model.bert.encoder.layer[-1].output.LayerNorm.weight.fill_(1e4)
+    return model.to(torch.bfloat16)
+
+
 def _cancelling(head):
     """Labels' logits whose sum is the same whatever the states are."""
     with torch.no_grad():
@@ -188,6 +201,9 @@ READ = {
     "as ever": lambda: KINDS["bert"].model(),
     "logits that cancel": lambda: _with_head(_cancelling),
     "tuples by its configuration": lambda: _without_return_dict(KINDS["bert"].model()),
+    "a head of zeros": lambda: _zeroed(KINDS["bert"].model(), "classifier"),
+    "wide states in half precision": lambda: _wide(KINDS["bert"].model()),
+    "weights elsewhere": lambda: cpu_offload(KINDS["bert"].model()),
     "half precision": lambda: KINDS["bert"].model().to(torch.bfloat16),
 }
 
@@ -200,6 +216,12 @@ def test_heads_that_read_the_first_token_are_known_in_any_mode(name, mode):
         assert reads_first(model)
         get_peft_model(model, SMoPConfig(task_type="SEQ_CLS", pooling="mean"))
         assert reads_first(model)  # with an adapter in it
+
+
+def test_a_head_of_zeros_is_one_after_it_was_tried():
+    model = _zeroed(KINDS["bert"].model(), "classifier")
+    assert reads_first(model)
+    assert not model.classifier.weight.any()
 
 
 def test_cancelling_logits_of_a_head_that_reads_others_do_not_hide_it():
@@ -232,10 +254,15 @@ REFUSED = {
         "BertForTokenClassification has no such head",
     ),
     "no head": (lambda: KINDS["bert"].model().bert, None, "BertModel has no such head"),
-    "a head of zeros": (
-        lambda: _with_head(lambda head: torch.nn.init.zeros_(head.weight)),
+    "a decoder's head of zeros": (
+        lambda: _zeroed(_llama(), "score"),
         "SEQ_CLS",
-        "says the same whatever it reads, as one does whose weights are zeros",
+        "LlamaForSequenceClassification's reads others",
+    ),
+    "a head that says nothing": (
+        lambda: _with_head(lambda head: torch.nn.init.constant_(head.bias, torch.nan)),
+        "SEQ_CLS",
+        "says nothing finite",
     ),
     "an encoder-decoder": (lambda: KINDS["t5"].model(), None, "has no such head"),
     "another task": (lambda: KINDS["t5"].model(), "SEQ_2_SEQ_LM", "not task_type='SEQ_2_SEQ_LM'"),

@@ -90,8 +90,8 @@ def meant(spec: RunSpec, backbone: LoadedBackbone) -> Literal["own", "mean"]:
     """
     if not _takes_pooling(spec) or backbone.task_type != "SEQ_CLS":
         return "own"
-    # a head of another kind may be as they meant it already
-    is_mean = declared_pooling(spec.model) == "mean" and reads_first(backbone.model)
+    # a head of another kind may be as they meant it already, whatever they say
+    is_mean = reads_first(backbone.model) and declared_pooling(spec.model) == "mean"
     return "mean" if is_mean else "own"
 
 

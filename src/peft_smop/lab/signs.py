@@ -13,7 +13,8 @@ from peft import PromptEmbedding
 from torch import Tensor, nn
 
 from peft_smop.errors import CheckpointError, RunError
-from peft_smop.lab.prepare import meant, prepare
+from peft_smop.lab.prepare import Prepared, meant, prepare
+from peft_smop.lab.spec import RunSpec
 from peft_smop.lab.trained import Trained, load_trained, part_of_task
 from peft_smop.scoring import Formulation
 from peft_smop.scoring.formulation import to_device, told
@@ -142,10 +143,18 @@ def signs_of(path: Path) -> Signs:
         routing=routing,
         load=test.load,
         regret=None if result.routing is None else result.routing.regret.value,
-        is_misread=spec.method.pooling is None
-        and prepared.pooling == "own"
-        and meant(spec, prepared.backbone) == "mean",
+        is_misread=_is_misread(spec, prepared),
     )
+
+
+def _is_misread(spec: RunSpec, prepared: Prepared) -> bool:
+    """Whether a head reads the first token though its backbone is known to be meant otherwise."""
+    if spec.method.pooling is not None or prepared.pooling == "mean":
+        return False
+    try:
+        return meant(spec, prepared.backbone) == "mean"
+    except CheckpointError:  # what cannot be known now is no reason to say nothing of the rest
+        return False
 
 
 def mean_loss(

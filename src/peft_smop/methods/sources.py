@@ -40,7 +40,12 @@ UNPACKED = Path(HF_HOME) / "peft-smop" / "gguf"
 """Where GGUF files are kept as directories, by their content."""
 POOLING = "1_Pooling/config.json"
 """Where a sentence transformer says by what a text's states become one."""
-_SAY_IT = "say what a head is to read with --pooling mean, or own for what it does by itself"
+MODES = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
+"""What a sentence transformer may say there."""
+_SAY_IT = (
+    "say what a head is to read with --pooling mean, or own for what it does by itself (behind a"
+    " method's name where several are named, as single:pooling=own)"
+)
 
 
 @dataclass(frozen=True)
@@ -104,31 +109,44 @@ def declared_pooling(name: str) -> Literal["own", "mean"]:
         return "own"
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; {_SAY_IT}") from error
-    if not isinstance(said, dict):
+    modes = _modes(said) if isinstance(said, dict) else None
+    if modes is None:
         raise CheckpointError(
             f"{path} holds {shown(said)}; expected by what a text's states become one; {_SAY_IT}"
         )
-    mode = said.get("pooling_mode")
-    if mode is None:  # as sentence-transformers wrote it before its version 6
-        mean = said.get("pooling_mode_mean_tokens", True)
-        others = [k for k, v in said.items() if k.startswith("pooling_mode_") and v]
-        mode = ["mean"] if mean and others in ([], ["pooling_mode_mean_tokens"]) else others
-    return "mean" if mode in ("mean", ["mean"]) else "own"
+    return "mean" if modes == ["mean"] else "own"
+
+
+def _modes(said: dict[str, Any]) -> list[str] | None:
+    """By what a text's states become one, several joined; None: nothing that could be."""
+    asked = said.get("pooling_mode")
+    if asked is not None:
+        named = [asked] if isinstance(asked, str) else asked
+        known = isinstance(named, list) and named and all(mode in MODES for mode in named)
+        return named if known else None
+    # as sentence-transformers wrote it before its version 6
+    flags = {k: v for k, v in said.items() if k.startswith("pooling_mode_")}
+    if not all(isinstance(flag, bool) for flag in flags.values()):
+        return None
+    on = {"pooling_mode_mean_tokens": True} | flags
+    return [
+        "mean" if key == "pooling_mode_mean_tokens" else key for key, flag in on.items() if flag
+    ]
 
 
 def _pooling_of(location: str) -> Path | None:
     """The file in which a model says by what it is read; None: it has none."""
     if Path(location).is_dir():
         path = Path(location) / POOLING
-        return path if path.is_file() else None
-    found = try_to_load_from_cache(location, POOLING)
-    if found is not None:  # known, to be there or to be missing
-        return Path(found) if isinstance(found, str) else None
+        return path if os.path.lexists(path) else None  # a link to nothing is damage
     try:
+        found = try_to_load_from_cache(location, POOLING)
+        if found is not None:  # known, to be there or to be missing
+            return Path(found) if isinstance(found, str) else None
         return Path(hf_hub_download(location, POOLING))
-    except (EntryNotFoundError, *UNREADABLE) as error:
+    except Exception as error:  # its transport's among them, whose kinds change with versions
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
         raise CheckpointError(

@@ -158,17 +158,17 @@ def _told_apart(groups: list[Group]) -> list[Group]:
 
 
 def _asked(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs that are averaged have in common, whichever version wrote it down.
+    """What runs that are averaged have in common.
 
-    A field that came later says nothing where it says what there was before: null, or the head's
-    own way to read, which the run's `pooled` says of what was asked for and what was not.
+    Null says nothing, as earlier versions lack what came later; nor does a head's own way to read,
+    which was the only one. What a head read is one thing, whether it was asked for or not.
     """
-    found = {key: _said(value) for key, value in spec.items() if key not in OF_A_RUN}
-    found.get("method", {}).pop("pooling", None)
+    found = _said({key: _said(value) for key, value in spec.items() if key not in OF_A_RUN})
+    asked = found.get("method", {}).pop("pooling", None)
     found.get("training", {}).pop("learning_rate", None)
-    if found.get("pooled") == "own":
+    if found.setdefault("pooled", asked) in (None, "own"):
         del found["pooled"]
-    return _said(found)
+    return found
 
 
 def _said(value: Any) -> Any:

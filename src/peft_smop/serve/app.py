@@ -245,8 +245,7 @@ def _add_watching(app: FastAPI, server: Server) -> None:
     @app.get("/readyz", responses={503: {"description": "it does not"}})
     async def readyz() -> Response:
         """Whether it takes requests."""
-        room = server.batcher.waiting < server.options.queue_rows
-        ready = server.is_ready and server.batcher.is_working and room
+        ready = server.is_ready and server.batcher.is_working and server.batcher.has_room
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)

@@ -100,6 +100,14 @@ class Batcher:
         return len(self._rows)
 
     @property
+    def has_room(self) -> bool:
+        """Whether another row may be queued."""
+        with self._changed:
+            if len(self._rows) >= self.options.queue_rows:
+                self._make_room()
+            return len(self._rows) < self.options.queue_rows
+
+    @property
     def is_working(self) -> bool:
         """Whether rows are still answered."""
         return self._thread.is_alive()
@@ -130,11 +138,8 @@ class Batcher:
 
     def _make_room(self) -> None:
         """Let no row wait whose client has left, or whose deadline has passed."""
-        now, rows = time.monotonic(), list(self._rows)
-        self._rows.clear()
-        for row in rows:
-            if not _is_over(row, now):
-                self._rows.append(row)
+        now = time.monotonic()
+        self._rows = deque([row for row in self._rows if not _is_over(row, now)])
 
     async def between(self, work: Callable[[], T]) -> T:
         """Do something with the predictor between two batches.

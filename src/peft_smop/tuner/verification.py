@@ -112,9 +112,11 @@ def _reads_otherwise(model: nn.Module, backbone: Backbone, layer: SMoPLayer | No
     weight = backbone.embedding.weight
     if weight.is_meta and not hasattr(backbone.embedding, "_hf_hook"):
         return None
-    ids = (torch.arange(1, _TOKENS + 1, device=weight.device) % len(weight))[None]
+    # hooks of offloaded weights move what they are given
+    device = "cpu" if weight.is_meta else weight.device
+    ids = (torch.arange(1, _TOKENS + 1, device=device) % len(weight))[None]
     said = []
-    with evaluating(model), torch.no_grad(), _unseen(layer):
+    with evaluating(model), torch.no_grad(), _unseen(layer), _no_zeros(model, backbone):
         for moved in (slice(0, 0), slice(1, None), slice(0, 1)):
             bare = nullcontext() if layer is None else calling(PromptCall(layer, [BASE]))
             with bare, _moved(backbone, moved):
@@ -123,11 +125,36 @@ def _reads_otherwise(model: nn.Module, backbone: Backbone, layer: SMoPLayer | No
                 return " has no such head"
             said.append(logits.float())
     plain, others, first = said
+    if not plain.isfinite().all():
+        return "'s says nothing finite"
     if not torch.allclose(plain, others):
         return "'s reads others"
     if torch.allclose(plain, first):
-        return "'s says the same whatever it reads, as one does whose weights are zeros"
+        return "'s says the same whatever it reads"
     return None
+
+
+@contextmanager
+def _no_zeros(model: nn.Module, backbone: Backbone) -> Iterator[None]:
+    """Values in the weights of a head that starts from zeros, which would show nothing."""
+    within = {id(p) for p in backbone.module.parameters()}
+    zeros = [
+        p
+        for p in model.parameters()
+        if id(p) not in within and p.dim() > 1 and not p.is_meta and not p.any()
+    ]
+    try:
+        for p in zeros:
+            p.copy_(_noise(p.shape))
+        yield
+    finally:
+        for p in zeros:
+            p.zero_()
+
+
+def _noise(shape: torch.Size) -> Tensor:
+    """The same whenever it is asked for, without drawing from torch's own generator."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 @contextmanager
@@ -151,8 +178,9 @@ def _moved(backbone: Backbone, places: slice) -> Iterator[None]:
             return states
         # a pooler that is handed a single state is handed the first
         found = states.clone() if states.dim() == 3 else states[:, None].clone()
-        noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
-        found[:, places] += noise.to(found)[:, places]
+        # as wide as the states are: less is rounded away in half precision
+        width = found.float().square().mean().sqrt()
+        found[:, places] += (_noise(found.shape).to(found.device) * width).to(found)[:, places]
         return found if states.dim() == 3 else found[:, 0]
 
     def before_pooler(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
