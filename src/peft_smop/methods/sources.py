@@ -114,7 +114,8 @@ def declared_pooling(name: str) -> Literal["own", "mean"]:
     modes = _modes(said) if isinstance(said, dict) else None
     if modes is None:
         raise CheckpointError(
-            f"{path} holds {shown(said)}; expected by what a text's states become one; {_SAY_IT}"
+            f"{path} holds {shown(said)}; expected how a text's states are pooled, such as"
+            f' "pooling_mode": "mean"; {_SAY_IT}'
         )
     return "mean" if modes == ["mean"] else "own"
 
