@@ -32,7 +32,7 @@ from peft_smop.tuner.layer import SMoPLayer
 
 WIDTH = 32
 VOCABULARY = 100
-_COMMON = {
+COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
     "num_hidden_layers": 2,
@@ -41,7 +41,7 @@ _COMMON = {
     "max_position_embeddings": 64,
 }
 _DECODER = {
-    **_COMMON,
+    **COMMON,
     "num_key_value_heads": 2,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -139,12 +139,12 @@ KINDS = {
     "gpt2": Kind(_gpt2, "CAUSAL_LM"),
     "opt": Kind(_opt, "CAUSAL_LM"),
     "bert": Kind(
-        lambda: BertForSequenceClassification(BertConfig(**_COMMON)),
+        lambda: BertForSequenceClassification(BertConfig(**COMMON)),
         "SEQ_CLS",
         left_padding_harmless=False,
     ),
     "roberta": Kind(
-        lambda: RobertaForSequenceClassification(RobertaConfig(**_COMMON, pad_token_id=1)),
+        lambda: RobertaForSequenceClassification(RobertaConfig(**COMMON, pad_token_id=1)),
         "SEQ_CLS",
         left_padding_harmless=False,
     ),

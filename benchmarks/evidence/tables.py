@@ -12,26 +12,38 @@ seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from grouping import (
+    AFTER,
+    REFERENCE,
+    Terms,
+    difference,
+    groups,
+    is_before,
+    is_default,
+    is_reference,
+    placeless,
+    reads_of,
+    takes,
+    terms_of,
+    usual_groups,
+)
 from recipes import recipes
-from recording import RECORDS, TOLD_APART, Record, Run, again, collect, read
+from recording import RECORDS, Record, Run, again, collect, read
 
 from peft_smop.errors import SMoPError
-from peft_smop.names import DESCRIBED
-from peft_smop.report import Difference, paired_bootstrap
+from peft_smop.report import Difference
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 HEAD = (
     "| method | rate, of | steps, every, of | test accuracy | seeds | difference, 95 % |"
     " worth of routing | load | trained |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
-REFERENCE = "single l=5"
 MIXTURE = "smop k=4 l=5 routing=posterior"
 SIDE_BY_SIDE = {
     "one prompt, l=5": REFERENCE,
@@ -44,13 +56,7 @@ SIDE_BY_SIDE = {
 }
 AS_LONG = {REFERENCE: 2.0, "single l=20": 1.4}
 """How many steps of these take as long as one of the mixture (`docs/results.md`)."""
-AFTER = " position=after"
-"""How a record says that prompts stand behind the text."""
 AGAINST = {"l=5": REFERENCE, "l=20": "single l=20", "LoRA": "lora r=8"}
-
-
-Terms = tuple[int | str | None, ...]
-"""Steps, precision, kind of CPU, place of prompts, and what a head reads."""
 
 
 def table(record: Record, *, by_default: bool = True) -> str:
@@ -64,27 +70,16 @@ def table(record: Record, *, by_default: bool = True) -> str:
         by_default: the rows of the default recipe as it is, or else those of all others.
     """
     best = groups(record)
-    references = {_terms(record, runs[0]): runs for runs, _ in best[::-1] if _is_reference(runs[0])}
+    references = {
+        terms_of(record, runs[0]): runs for runs, _ in best[::-1] if is_reference(runs[0])
+    }
     rows = []
     for runs, rates in best:
-        first = references.get(_terms(record, runs[0]), best[0][0])
-        if by_default is _is_default(runs[0]):
+        first = references.get(terms_of(record, runs[0]), best[0][0])
+        if by_default is is_default(runs[0]):
             apart = None if runs is first else difference(record, first, runs)
             rows.append(_row(runs, rates, apart))
     return "\n".join([HEAD, *rows]) if rows else ""
-
-
-def groups(record: Record) -> list[tuple[list[Run], int]]:
-    """A record's runs that differ in their seeds alone, each with how many rates were tried."""
-    found: dict[str, list[Run]] = {}
-    for run in sorted(record["runs"], key=_order):
-        found.setdefault(json.dumps([run[key] for key in TOLD_APART]), []).append(run)
-    return [_best_rate(runs) for runs in found.values()]
-
-
-def _usual(record: Record) -> list[list[Run]]:
-    """Those of the default recipe as it is, or but for what a head reads, most seeds last."""
-    return sorted((runs for runs, _ in groups(record) if _is_default(runs[0])), key=len)
 
 
 def summary(records: Iterable[Record]) -> str:
@@ -94,11 +89,11 @@ def summary(records: Iterable[Record]) -> str:
     """
     rows = []
     for record in records:
-        usual = _usual(record)
+        usual = usual_groups(record)
         firsts: dict[tuple[bool, str], list[Run]] = {}
         for runs in sorted(usual, key=len, reverse=True):
-            if _is_reference(runs[0]):
-                kind = _is_before(record, runs[0]), _reads(runs[0]) or ""
+            if is_reference(runs[0]):
+                kind = is_before(record, runs[0]), reads_of(runs[0]) or ""
                 firsts.setdefault(kind, runs)
         rows += [_side_by_side(record, firsts[kind], usual) for kind in sorted(firsts)]
     head = ["task, backbone", "steps", *SIDE_BY_SIDE, *(f"mixture less {name}" for name in AGAINST)]
@@ -107,14 +102,14 @@ def summary(records: Iterable[Record]) -> str:
 
 def _side_by_side(record: Record, first: list[Run], usual: Sequence[list[Run]]) -> list[str]:
     """A task's methods in a row, as far as they share the terms of its first."""
-    *terms, before, reads = _terms(record, first[0])
+    *terms, before, reads = terms_of(record, first[0])
     found = {
-        _placeless(runs[0]): runs
+        placeless(runs[0]): runs
         for runs in usual
-        if [*_terms(record, runs[0])][:-2] == terms
+        if [*terms_of(record, runs[0])][:-2] == terms
         # neither is an option of methods that change weights
-        and (_is_before(record, runs[0]) == before or not _takes("position", runs[0]))
-        and (_reads(runs[0]) == reads or not _takes("pooling", runs[0]))
+        and (is_before(record, runs[0]) == before or not takes("position", runs[0]))
+        and (reads_of(runs[0]) == reads or not takes("pooling", runs[0]))
     }
     mixture = found.get(MIXTURE)
     return [
@@ -130,8 +125,8 @@ def equal_time(records: Iterable[Record]) -> str:
     head = ["task, backbone", "mixture, steps", "against", "its steps", "mixture less it"]
     rows = []
     for record in records:
-        usual = _usual(record)
-        found = {(_placeless(runs[0]), _terms(record, runs[0])): runs for runs in usual}
+        usual = usual_groups(record)
+        found = {(placeless(runs[0]), terms_of(record, runs[0])): runs for runs in usual}
         for (name, (_, *rest)), mixture in found.items():
             steps = mixture[0]["steps"]
             for other, times in AS_LONG.items() if name == MIXTURE else ():
@@ -153,7 +148,7 @@ def heads(records: Iterable[Record]) -> str:
     """Every method whose head read the mean, against the same whose head read the first token."""
 
     def own(record: Record, run: Run) -> tuple[str, Terms] | None:
-        *terms, reads = _terms(record, run)
+        *terms, reads = terms_of(record, run)
         return (run["name"], (*terms, "own")) if reads is None else None
 
     return _beside(records, ("first token", "mean", "mean less first token"), own)
@@ -163,8 +158,8 @@ def places(records: Iterable[Record]) -> str:
     """Every method whose prompts stood behind the text, against the same before it."""
 
     def before(record: Record, run: Run) -> tuple[str, Terms] | None:
-        *terms, _, reads = _terms(record, run)
-        return (_placeless(run), (*terms, True, reads)) if AFTER in run["name"] else None
+        *terms, _, reads = terms_of(record, run)
+        return (placeless(run), (*terms, True, reads)) if AFTER in run["name"] else None
 
     return _beside(records, ("before the text", "behind it", "behind less before"), before)
 
@@ -177,15 +172,15 @@ def _beside(
     """Methods against the same but for one thing: `other` has the name and terms of that."""
     rows = []
     for record in records:
-        usual = _usual(record)
-        found = {(runs[0]["name"], _terms(record, runs[0])): runs for runs in usual}
+        usual = usual_groups(record)
+        found = {(runs[0]["name"], terms_of(record, runs[0])): runs for runs in usual}
         for runs in usual:
             key = other(record, runs[0])
             first = found.get(key) if key else None
             if first is not None:
                 cells = [
                     f"`{record['task']}`, {record['model']}{_short(runs[0])}",
-                    _placeless(runs[0]),
+                    placeless(runs[0]),
                     f"{runs[0]['steps']:,}",
                     _mean(first),
                     _mean(runs),
@@ -220,96 +215,14 @@ def _spread(test: Sequence[float]) -> str:
     return f" ± {stdev(test):.1f}" if len(test) > 1 else ""
 
 
-def _placeless(run: Run) -> str:
-    """A method's name without the place of its prompts, which all of a backbone share."""
-    return str(run["name"]).replace(AFTER, "")
-
-
-def _is_default(run: Run) -> bool:
-    return run["recipe"] == "default" and run["options"].keys() <= {"pooling"}
-
-
-def _reads(run: Run) -> str | None:
-    """What the head was told to read against the recipe."""
-    reads: str | None = run["options"].get("pooling")
-    return reads
-
-
-def _takes(option: str, run: Run) -> bool:
-    return option in DESCRIBED[run["name"].split()[0]].options
-
-
-def _is_before(record: Record, run: Run) -> bool:
-    """Whether prompts stand before the text, where others of the record stand behind it."""
-    if not _takes("position", run) or AFTER in run["name"]:
-        return False
-    return any(AFTER in one["name"] for one in record["runs"])
-
-
 def _otherwise(record: Record, run: Run) -> str:
     """What is not as in most rows: where prompts stand, and what a head reads."""
-    return (", before the text" if _is_before(record, run) else "") + _of_head(run)
+    return (", before the text" if is_before(record, run) else "") + _of_head(run)
 
 
 def _of_head(run: Run) -> str:
     """That a head read the first token, where the recipe has it read the mean."""
-    return ", first token" if _reads(run) == "own" else ""
-
-
-def _order(run: Run) -> tuple[bool, str, bool, str, int]:
-    said = json.dumps(run["options"])
-    return not _is_reference(run), run["name"], run["recipe"] != "default", said, run["steps"]
-
-
-def _terms(record: Record, run: Run) -> Terms:
-    """What a run and the one it is held against should share."""
-    cpu, before = run["options"].get("cpu"), _is_before(record, run)
-    return run["steps"], run["precision"], cpu, before, _reads(run)
-
-
-def _is_reference(run: Run) -> bool:
-    is_usual = run["recipe"] == "default" and run["options"].keys() <= {"cpu", "pooling"}
-    return _placeless(run) == REFERENCE and is_usual
-
-
-def _best_rate(runs: Sequence[Run]) -> tuple[list[Run], int]:
-    """The runs, by seed, of one learning rate; how many rates were tried.
-
-    Of the rates with the most seeds, as one with fewer may owe its mean to the seeds that it has,
-    the best by mean validation score.
-    """
-    by_rate: dict[float, dict[int, Run]] = {}
-    for run in runs:
-        by_rate.setdefault(run["rate"], {})[run["seed"]] = run
-    best = max(by_rate.values(), key=lambda own: (len(own), mean(_validations(own.values()))))
-    return [best[seed] for seed in sorted(best)], len(by_rate)
-
-
-def _validations(runs: Iterable[Run]) -> list[float]:
-    return [run["validation"] for run in runs]
-
-
-def difference(record: Record, first: Sequence[Run], other: Sequence[Run]) -> Difference | None:
-    """The other's points over the first's, by the seeds and examples that both have."""
-    told = [
-        {run["seed"]: run["predicted"] for run in runs if run["predicted"] is not None}
-        for runs in (first, other)
-    ]
-    shared = sorted(set(told[0]) & set(told[1]))
-    if not shared:
-        return None
-    truths = {seed: record["truth"][str(seed)] for seed in shared}
-    # the test examples of a task may be other ones for each seed
-    alike = len({json.dumps(truth) for truth in truths.values()}) == 1
-    one, two = (
-        {
-            (seed, str(i) if alike else f"{seed}-{i}"): (truth, of_seed[seed][i])
-            for seed in shared
-            for i, truth in enumerate(truths[seed])
-        }
-        for of_seed in told
-    )
-    return paired_bootstrap(one, two, metric=record["metric"], labels=record["labels"])
+    return ", first token" if reads_of(run) == "own" else ""
 
 
 def tables_of(records: Mapping[str, Record]) -> dict[str, str]:

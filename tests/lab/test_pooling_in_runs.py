@@ -20,6 +20,7 @@ from peft_smop.methods.sources import POOLING
 from peft_smop.results import RunDirectory
 from peft_smop.scoring import predict
 from peft_smop.tasks import load_task
+from tiny import COMMON
 
 MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
 
@@ -55,7 +56,7 @@ def read_by(directory):
         ({"embedding_dimension": 32, "pooling_mode": "mean", "include_prompt": True}, "mean"),
         ({"pooling_mode": ["mean"]}, "mean"),
         ({"pooling_mode": "cls"}, "own"),
-        ({"pooling_mode_mean_tokens": False}, "own"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}, "own"),
         ({"pooling_mode": ["cls", "mean"]}, "own"),
         ({"word_embedding_dimension": 32}, "mean"),  # what sentence-transformers takes it for
         (None, "own"),
@@ -79,6 +80,7 @@ DAMAGED = (
     '{"pooling_mode": []}',
     '{"pooling_mode": "average"}',
     '{"pooling_mode_mean_tokens": "false"}',
+    '{"pooling_mode_mean_tokens": false}',
 )
 
 
@@ -160,15 +162,7 @@ def test_a_repository_without_the_file_says_no(cache, monkeypatch):
 
 def test_a_head_that_reads_the_mean_already_is_left_to_it(toy_task, saved_models, tmp_path):
     """The recipe takes what the model says; what was asked for is refused instead."""
-    config = ModernBertConfig(
-        vocab_size=200,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        pad_token_id=0,
-        classifier_pooling="mean",
-    )
+    config = ModernBertConfig(**COMMON, pad_token_id=0, classifier_pooling="mean")
     folder = tmp_path / "modern"
     shutil.copytree(saved_models["bert"], folder, ignore=lambda *_: ["config.json"])
     ModernBertForSequenceClassification(config).save_pretrained(folder)

@@ -12,6 +12,7 @@ pytest.importorskip("fastapi")
 
 from answering import PAIR, TEXTS, save_adapter
 from peft_smop import Predictor
+from peft_smop.serve.batching import MOST_TASKS, Busy
 from serving import ask, kept_busy, one, running
 
 
@@ -221,6 +222,29 @@ def test_deadlines_and_back_pressure(adapters):
         assert status == 504
         gate.set()
         assert one(address, "POST", "/v1/predict", {"inputs": inputs[:3]})[0] == 200
+
+
+def test_tasks_that_nobody_waits_for_keep_no_others_out(served):
+    """Texts to be written, adapters to be loaded: they too have clients that leave."""
+    _, server, _ = served
+
+    async def asked():
+        left = [asyncio.ensure_future(server.batcher.between(list)) for _ in range(MOST_TASKS)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await server.batcher.between(list)
+        for task in left:
+            task.cancel()
+        await asyncio.sleep(0)
+        wanted = asyncio.ensure_future(server.batcher.between(dict))
+        await asyncio.sleep(0)
+        gate.set()
+        return await wanted
+
+    with kept_busy(server) as gate:
+        while server.batcher._tasks:  # until the thread has taken up what keeps it
+            time.sleep(0.01)
+        assert asyncio.run(asked()) == {}
 
 
 def test_what_was_accepted_before_the_stop_is_answered(adapters):

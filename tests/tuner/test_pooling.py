@@ -29,23 +29,21 @@ from peft_smop.errors import CheckpointError, ConfigError
 from peft_smop.tuner.backbone import Backbone
 from peft_smop.tuner.pooling import with_means
 from peft_smop.tuner.verification import _moved, reads_first
-from tiny import KINDS, VOCABULARY, adapted, alone, batch, decided, row
+from tiny import COMMON, KINDS, VOCABULARY, adapted, alone, batch, decided, row
 
 CLOSE = {"rtol": 0, "atol": 2e-6}
-_SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-_BERTS = {**_SMALL, "vocab_size": VOCABULARY, "intermediate_size": 64, "num_labels": 2}
 HEADS = {
     "bert": lambda: KINDS["bert"].model(),
     "roberta": lambda: KINDS["roberta"].model(),
-    "albert": lambda: AlbertForSequenceClassification(AlbertConfig(embedding_size=16, **_BERTS)),
+    "albert": lambda: AlbertForSequenceClassification(AlbertConfig(embedding_size=16, **COMMON)),
     "big_bird": lambda: BigBirdForSequenceClassification(
-        BigBirdConfig(attention_type="original_full", **_BERTS)
+        BigBirdConfig(attention_type="original_full", **COMMON)
     ),
     "distilbert": lambda: DistilBertForSequenceClassification(
         DistilBertConfig(vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=64)
     ),
     "modernbert": lambda: ModernBertForSequenceClassification(
-        ModernBertConfig(classifier_pooling="cls", pad_token_id=0, **_BERTS)
+        ModernBertConfig(classifier_pooling="cls", pad_token_id=0, **COMMON)
     ),
 }
 
@@ -158,7 +156,7 @@ def test_the_prompt_learns_through_the_mean():
 
 
 def _llama():
-    config = LlamaConfig(vocab_size=VOCABULARY, intermediate_size=64, pad_token_id=0, **_SMALL)
+    config = LlamaConfig(pad_token_id=0, **COMMON)
     return LlamaForSequenceClassification(config)
 
 
@@ -243,13 +241,13 @@ REFUSED = {
     "a head on the last token": (_xlnet, "SEQ_CLS", "reads others: leave pooling out"),
     "a head on the mean": (
         lambda: ModernBertForSequenceClassification(
-            ModernBertConfig(classifier_pooling="mean", pad_token_id=0, **_BERTS)
+            ModernBertConfig(classifier_pooling="mean", pad_token_id=0, **COMMON)
         ),
         "SEQ_CLS",
         "reads others",
     ),
     "a head on every token": (
-        lambda: BertForTokenClassification(BertConfig(**_BERTS)),
+        lambda: BertForTokenClassification(BertConfig(**COMMON)),
         None,
         "BertForTokenClassification has no such head",
     ),

@@ -131,10 +131,8 @@ def _modes(said: dict[str, Any]) -> list[str] | None:
     flags = {k: v for k, v in said.items() if k.startswith("pooling_mode_")}
     if not all(isinstance(flag, bool) for flag in flags.values()):
         return None
-    on = {"pooling_mode_mean_tokens": True} | flags
-    return [
-        "mean" if key == "pooling_mode_mean_tokens" else key for key, flag in on.items() if flag
-    ]
+    on = [k for k, flag in ({"pooling_mode_mean_tokens": True} | flags).items() if flag]
+    return [k.removeprefix("pooling_mode_").removesuffix("_tokens") for k in on] or None
 
 
 def _pooling_of(location: str) -> Path | None:

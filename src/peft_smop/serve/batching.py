@@ -103,9 +103,7 @@ class Batcher:
     def has_room(self) -> bool:
         """Whether another row may be queued."""
         with self._changed:
-            if len(self._rows) >= self.options.queue_rows:
-                self._make_room()
-            return len(self._rows) < self.options.queue_rows
+            return self._has_room_for(1)
 
     @property
     def is_working(self) -> bool:
@@ -128,18 +126,18 @@ class Batcher:
             for adapter, example, tokens in rows
         ]
         with self._changed:
-            if len(self._rows) + len(made) > self.options.queue_rows:
-                self._make_room()
-            if len(self._rows) + len(made) > self.options.queue_rows or self._stopping:
+            if self._stopping or not self._has_room_for(len(made)):
                 raise Busy(max(1.0, len(self._rows) / self._rate))
             self._rows.extend(made)
             self._changed.notify()
         return made
 
-    def _make_room(self) -> None:
-        """Let no row wait whose client has left, or whose deadline has passed."""
-        now = time.monotonic()
-        self._rows = deque([row for row in self._rows if not _is_over(row, now)])
+    def _has_room_for(self, rows: int) -> bool:
+        """Whether rows may be queued beside those that somebody still waits for."""
+        if len(self._rows) + rows > self.options.queue_rows:
+            now = time.monotonic()
+            self._rows = deque([row for row in self._rows if not _is_over(row, now)])
+        return len(self._rows) + rows <= self.options.queue_rows
 
     async def between(self, work: Callable[[], T]) -> T:
         """Do something with the predictor between two batches.
@@ -149,6 +147,8 @@ class Batcher:
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         with self._changed:
+            if len(self._tasks) >= MOST_TASKS:  # nobody waits for some of them, perhaps
+                self._tasks = deque([task for task in self._tasks if not task[1].cancelled()])
             if self._stopping or len(self._tasks) >= MOST_TASKS:
                 raise Busy(max(1.0, float(len(self._tasks))))
             self._tasks.append((work, future))

@@ -253,12 +253,15 @@ def _looked_at(
 @contextmanager
 def _untouched(tuner: SMoPModel) -> Iterator[None]:
     """Evaluation mode for a while; modes, last routes and random numbers are put back."""
-    last, python, numpy = tuner.smop_layer.last, random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         # data are read, and collated, on the host
-        with evaluating(tuner.model), torch.random.fork_rng(devices=[]):
+        with (
+            evaluating(tuner.model),
+            torch.random.fork_rng(devices=[]),
+            tuner.smop_layer.unseen(),
+        ):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        tuner.smop_layer.last = last

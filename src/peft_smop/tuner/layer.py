@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -329,6 +330,15 @@ class SMoPLayer(nn.Module, BaseTunerLayer):
     def adapters(self) -> dict[str, Adapter]:
         """All of them, by name."""
         return {name: self[name] for name in self}
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Passes within leave what is remembered of the last one as it was."""
+        last = self.last
+        try:
+            yield
+        finally:
+            self.last = last
 
     @property
     def weight(self) -> Tensor:

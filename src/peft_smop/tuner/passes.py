@@ -103,10 +103,10 @@ def losses_of_rows(
         ConfigError: there are no rows.
     """
     check_some(len(rows))
-    model, count, last = layer.hooks.model, len(batch["labels"]), layer.last
+    model, count = layer.hooks.model, len(batch["labels"])
     predicts_next = layer.hooks.backbone.predicts_next
     losses = []
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), layer.unseen():
         for i in range(0, len(rows), chunk):
             own, asked = rows[i : i + chunk], routes[i : i + chunk]
             names = None if adapter_names is None else adapter_names[i : i + chunk]
@@ -117,7 +117,6 @@ def losses_of_rows(
             with narrow, calling(PromptCall(layer, names, routes=asked, texts=read)):
                 output = model(**part)
             losses.append(row_losses(output, labels, predicts_next=predicts_next))
-    layer.last = last
     return torch.cat(losses)
 
 

@@ -115,8 +115,9 @@ def _reads_otherwise(model: nn.Module, backbone: Backbone, layer: SMoPLayer | No
     # hooks of offloaded weights move what they are given
     device = "cpu" if weight.is_meta else weight.device
     ids = (torch.arange(1, _TOKENS + 1, device=device) % len(weight))[None]
+    unseen = nullcontext() if layer is None else layer.unseen()
     said = []
-    with evaluating(model), torch.no_grad(), _unseen(layer), _no_zeros(model, backbone):
+    with evaluating(model), torch.no_grad(), unseen, _no_zeros(model, backbone):
         for moved in (slice(0, 0), slice(1, None), slice(0, 1)):
             bare = nullcontext() if layer is None else calling(PromptCall(layer, [BASE]))
             with bare, _moved(backbone, moved):
@@ -155,17 +156,6 @@ def _no_zeros(model: nn.Module, backbone: Backbone) -> Iterator[None]:
 def _noise(shape: torch.Size) -> Tensor:
     """The same whenever it is asked for, without drawing from torch's own generator."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-@contextmanager
-def _unseen(layer: SMoPLayer | None) -> Iterator[None]:
-    """Passes that leave what is remembered of the last one as it was."""
-    last = None if layer is None else layer.last
-    try:
-        yield
-    finally:
-        if layer is not None:
-            layer.last = last
 
 
 @contextmanager
