@@ -1,4 +1,4 @@
-"""The evidence on real texts: piles by the rules that are written down, tables from records."""
+"""The evidence on real texts: piles by the rules that are written down, records of runs."""
 
 import json
 import re
@@ -16,6 +16,7 @@ import torch
 from peft_smop.errors import ConfigError, RunError
 from peft_smop.lab import RunSpec, run
 from peft_smop.tasks import load_task
+from told_runs import told_run
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "evidence"
 LABELS = {
